@@ -1,4 +1,4 @@
-//! Who gets in and who gets a relay: access keys and JWTs with scopes, and the ICE servers that are handed out with or without one.
+//! Access control: access keys and JWTs with their scopes, and the ICE servers that clients get with and without a key.
 
 mod jwt;
 mod origins;
@@ -15,24 +15,24 @@ use ring::hmac;
 use std::fmt;
 use std::time::Duration;
 
-/// What a key or a JWT lets its holder do.
+/// What a key or JWT permits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scopes {
-    /// Register where that takes a key.
+    /// Register where the server requires a key.
     pub register: bool,
-    /// Be handed credentials of the relay.
+    /// Get relay credentials.
     pub relay: bool,
-    /// List and watch where that is switched off for the others; revoke tags.
+    /// List and watch where that is disabled for others; revoke tags.
     pub admin: bool,
 }
 
 impl Scopes {
-    /// Everything.
+    /// All scopes.
     pub const ALL: Self = Self { register: true, relay: true, admin: true };
-    /// What clients need, and no page may do harm with.
+    /// The scopes that clients need and that a page cannot abuse.
     pub const CLIENT: Self = Self { register: true, relay: true, admin: false };
 
-    /// Adds the scope of this name; one that is not known here counts for nothing.
+    /// Adds the scope of this name; unknown names are ignored.
     fn named(mut self, name: &str) -> Self {
         match name {
             "register" => self.register = true,
@@ -52,16 +52,16 @@ impl Scopes {
     }
 }
 
-/// What a client is let in with.
+/// The permissions of an admitted client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Admitted {
-    /// What it may do.
+    /// Its scopes.
     pub scopes: Scopes,
-    /// Whom it may meet.
+    /// The realm whose clients it can list, watch and call.
     pub realm: Realm,
-    /// When that ends (Unix seconds), if it does.
+    /// When the permission ends (Unix seconds), if it does.
     pub until: Option<u64>,
-    /// By whose right: what the relay counts together. 0 is nobody's.
+    /// The id of the key or subject, by which the relay counts allocations; 0 without one.
     pub account: u64,
 }
 
@@ -69,44 +69,44 @@ pub struct Admitted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum Refusal {
-    /// No access key is that, and no JWT is taken here.
+    /// The text is not an access key, and JWTs are not accepted.
     #[error("this access key is not valid here")]
     Unknown,
-    /// Another algorithm than the configured one; `none` too.
+    /// The algorithm is not the configured one.
     #[error("this token is not of the algorithm that is taken here")]
     Algorithm,
-    /// Another key has signed it, or it was changed.
+    /// The signature is wrong.
     #[error("this token's signature is wrong")]
     Signature,
     /// A claim is missing or of a wrong type.
     #[error("this token has no `exp`, or a claim of a wrong type or length")]
     Malformed,
-    /// Its time is over.
+    /// The token has expired.
     #[error("this token has expired")]
     Expired,
-    /// Its time has not come.
+    /// The token is not yet valid.
     #[error("this token is not valid yet")]
     TooEarly,
-    /// It would be good for longer than is allowed.
+    /// The remaining lifetime exceeds `max_lifetime`.
     #[error("this token's `exp` is too far away")]
     TooLong,
-    /// It is somebody else's, or for somebody else.
+    /// `iss` or `aud` differs from the configured value.
     #[error("this token's `iss` or `aud` is not the one that is taken here")]
     Party,
-    /// It does not admit to what was asked.
+    /// The key or JWT lacks the required scope.
     #[error("this access key does not have the scope `{0}`")]
     Scope(&'static str),
-    /// The admin key is not shown where it can leak, nor by those who should not have it.
+    /// The admin key is not accepted here: it could leak, or a page has sent it.
     #[error(
         "this is the admin key: it is accepted only in Authorization: Bearer, only for /revoke, and from no page"
     )]
     AdminKey,
-    /// There were too many from that network, or with that key: of any to `/ice`, of those that cost a signature elsewhere.
+    /// Too many requests: to `/ice`, from one network or with one key; elsewhere, signature checks of one network.
     #[error("too many requests, try later")]
     TooMany,
 }
 
-/// Says what the shown key or JWT admits to. Keys come first, so that one of them may look like anything. The admin key admits to nothing here.
+/// Returns the permissions of a key or JWT. Keys are compared first, so that a key may have any form. The admin key is not accepted here.
 ///
 /// # Errors
 /// Returns why the key or JWT is refused.
@@ -124,7 +124,7 @@ pub(crate) fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, 
     }
 }
 
-/// Says what is admitted that was shown in a header: as [`admit`], and the admin key where the request is no page's.
+/// Like [`admit`], for a key or JWT in a header; also accepts the admin key if no page has sent the request.
 ///
 /// # Errors
 /// Returns why the key or JWT is refused.
@@ -144,7 +144,7 @@ fn is_admin_key(config: &Config, shown: &str) -> bool {
     config.admin_key.as_ref().is_some_and(|key| key.is(shown))
 }
 
-/// A key that grants its scopes. It is stored as a MAC and compared in constant time.
+/// An access key with its scopes. It is stored as a MAC and compared in constant time.
 #[derive(Clone)]
 pub struct AccessKey {
     key: hmac::Key,
@@ -154,13 +154,13 @@ pub struct AccessKey {
 }
 
 impl AccessKey {
-    /// Takes the key as clients show it, with the scopes of [`Scopes::CLIENT`], of the default realm.
+    /// Creates a key of the default realm with the scopes of [`Scopes::CLIENT`].
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self::scoped(text, Scopes::CLIENT, "")
     }
 
-    /// Takes the key as clients show it, with some scopes, in the realm of this name.
+    /// Creates a key with these scopes in the realm of this name.
     #[must_use]
     pub fn scoped(text: &str, scopes: Scopes, realm: &str) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"ginnel access key");
@@ -181,8 +181,8 @@ impl fmt::Debug for AccessKey {
     }
 }
 
-/// Says what a key admits to, `None` where it is none of the configured ones; looks at all of them, so that time does not tell which. A key that
-/// stands there twice has the scopes of both, in the realm of the first.
+/// Returns the permissions of a key, or `None` if it is not configured. Every key is compared, so that the time does not depend on which one
+/// matches. A key that is configured twice has the scopes of both entries and the realm of the first.
 fn of_key(config: &Config, shown: &str) -> Option<Admitted> {
     config.access_keys.iter().filter(|key| key.is(shown)).fold(None, |found: Option<Admitted>, key| {
         let account = || config.realms.account(&["key", shown]);
@@ -196,13 +196,13 @@ fn of_key(config: &Config, shown: &str) -> Option<Admitted> {
 /// The ICE servers for clients.
 #[derive(Debug, Clone)]
 pub struct IceServers {
-    /// `stun:` addresses, for everybody.
+    /// `stun:` URLs, for all clients.
     pub stun_urls: Vec<String>,
-    /// `turn:` addresses, for those who are admitted.
+    /// `turn:` URLs, for clients with the scope `relay`.
     pub turn_urls: Vec<String>,
-    /// How long minted credentials are good; default 24 h.
+    /// The lifetime of relay credentials; default 24 h.
     pub ttl: Duration,
-    /// Mints the credentials; without it no relay is handed out.
+    /// Creates relay credentials; without it clients get no relay.
     pub secret: Option<RestSecret>,
 }
 
@@ -214,15 +214,15 @@ impl Default for IceServers {
 }
 
 impl IceServers {
-    /// Returns the entries for everybody: no relay.
+    /// Returns the entries for clients without the scope `relay`.
     #[must_use]
     pub fn public(&self) -> Vec<IceServer> {
         let urls = self.stun_urls.clone();
         if urls.is_empty() { Vec::new() } else { vec![IceServer { urls, username: None, credential: None }] }
     }
 
-    /// Returns the entries for an admitted client, with credentials minted for `name` on its account, which end with its admission at the
-    /// latest.
+    /// Returns the entries for an admitted client, with relay credentials for `name` on the client's account. They expire with the admission at
+    /// the latest.
     #[must_use]
     pub fn admitted(&self, now: Now, name: &str, admitted: Admitted) -> Vec<IceServer> {
         let mut entries = self.public();

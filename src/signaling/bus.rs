@@ -1,7 +1,7 @@
 //! Messages between the hubs of several servers, and the bus that carries them.
 //!
 //! A [`Bus`] has two kinds of destination: the node that a tag belongs to, and a node by its number. A single server has no other
-//! hub and sends none of these messages. The messages are made for a bus between machines; over NATS they would be:
+//! hub and sends none of these messages. They could also be carried by a message broker such as NATS:
 //!
 //! | message | over NATS |
 //! | --- | --- |
@@ -33,13 +33,13 @@ pub trait Bus {
 /// Why a message was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Undelivered {
-    /// No node answers for the destination.
+    /// The destination is unreachable.
     Unreachable(HubMessage),
-    /// The node takes nothing new at the moment.
+    /// The node accepts nothing new at the moment.
     Overloaded(HubMessage),
 }
 
-/// The bus of a single server: it reaches no other node.
+/// The bus of a single server, which reaches no other node.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SingleServer;
 
@@ -60,15 +60,18 @@ pub enum Destination {
 
 /// A message from one hub to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubMessage(pub(super) Payload);
+pub struct HubMessage(pub(super) HubPayload);
 
 impl HubMessage {
-    /// Returns whether the message starts something. Answers, and what follows from the end of a client, do not.
+    /// Returns whether the message starts something. Answers and the consequences of a client's end do not.
     #[must_use]
     pub fn starts(&self) -> bool {
         matches!(
             self.0,
-            Payload::Forwarded(_) | Payload::Call(_) | Payload::Watch { .. } | Payload::List { .. }
+            HubPayload::Forwarded(_)
+                | HubPayload::Call(_)
+                | HubPayload::Watch { .. }
+                | HubPayload::List { .. }
         )
     }
 }
@@ -95,7 +98,7 @@ pub(super) type RealmTag = (Realm, Tag);
 pub(super) type Presence = Vec<(RealmTag, bool)>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Payload {
+pub(super) enum HubPayload {
     /// A client's message about a tag or a call of the receiving node.
     Forwarded(Box<(RequestOrigin, Message)>),
     Call(Box<ForwardedCall>),
@@ -103,7 +106,7 @@ pub(super) enum Payload {
     ClientGone {
         addr: ClientAddr,
     },
-    /// A client has another tag now than that of the receiving node.
+    /// A client no longer has the tag of the receiving node.
     ClientReleased {
         addr: ClientAddr,
     },
@@ -112,7 +115,7 @@ pub(super) enum Payload {
         addr: ClientAddr,
         by: NodeId,
     },
-    /// A client of the receiving node has got a tag of the sender.
+    /// A client of the receiving node has a new tag, which belongs to the sender.
     TagAssigned {
         addr: ClientAddr,
         admin: bool,
@@ -168,17 +171,17 @@ pub(super) enum Payload {
     },
 }
 
-/// What one tag of a list takes, in bytes of JSON.
+/// The length of one tag in a list, in bytes of JSON.
 pub(super) const LISTED: usize = TAG_LEN + r#""","#.len();
 
-/// A part of the list of who is online.
+/// One page of a list of tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ListPage {
     pub(super) realm: Realm,
-    /// Whose own tag is left out.
+    /// The tag of the requester, which is left out.
     pub(super) own: Tag,
     pub(super) after: Option<Tag>,
-    /// Bytes of JSON.
+    /// Maximum length in bytes of JSON.
     pub(super) max_len: usize,
 }
 

@@ -1,6 +1,6 @@
 //! One call, from the caller's t=4 to its end.
 //!
-//! Pure state: what is to be sent piles up in [`Call::take_effects`] and leaves through the hub.
+//! A pure state machine. The hub sends what [`Call::take_effects`] returns.
 
 use super::client_addr::{ClientAddr, ClientRoute};
 use super::counters::RequestCounts;
@@ -28,10 +28,10 @@ impl CallRole {
     }
 }
 
-/// What the hub is to send.
+/// A message for the hub to send.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum CallOutput {
-    /// A request of the server's own; the first copy may leave from both ports (S0-A10).
+    /// A request of the server; the first copy may leave from both ports (S0-A10).
     Request { to: CallRole, text: String, first: bool },
     /// The late failure of t=4 (S0-A20).
     Failure { code: ErrorCode, text: String },
@@ -40,24 +40,24 @@ pub(super) enum CallOutput {
 /// The state of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CallStage {
-    /// 51 is on its way to the callee.
+    /// 51 was sent; the callee has not answered.
     Notified,
     /// The callee has answered: 52 goes to the caller, and 53 to both every few seconds.
     Checking,
-    /// A side has reported the path; 53 goes on.
+    /// A side has reported the path; 53 continues.
     Connected,
-    /// Ended by a side or by time; only acknowledgements are outstanding.
+    /// Ended by a side or by time-out; only acknowledgements are outstanding.
     Closed,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallOutcome {
     /// The callee did not answer.
     Unanswered,
-    /// It did not want to.
+    /// The callee has refused.
     Refused,
-    /// It did; no side has reported a path, as plain clients do not.
+    /// The callee has answered. No side has reported a path; plain clients never do.
     Answered,
     /// The last path that a side has reported.
     Path(ReportedPath),
@@ -69,13 +69,13 @@ pub(super) struct Participant {
     pub(super) tag: Tag,
     /// Where its messages go: the punching socket once it is known (S0-A20), or the WebSocket.
     pub(super) route: ClientRoute,
-    gone: bool,
-    question: Option<i64>,
+    has_stopped: bool,
+    status_mid: Option<i64>,
 }
 
 impl Participant {
     pub(super) fn new(tag: Tag, route: ClientRoute) -> Self {
-        Self { tag, route, gone: false, question: None }
+        Self { tag, route, has_stopped: false, status_mid: None }
     }
 }
 
@@ -85,41 +85,41 @@ pub(super) struct Call {
     pub(super) token: Token,
     pub(super) caller: Participant,
     pub(super) callee: Participant,
-    /// Of the caller's t=4.
+    /// The `mid` of the caller's t=4.
     mid: Option<i64>,
     stage: CallStage,
     pub(super) outcome: CallOutcome,
-    /// When the token dies; none once the call is over.
+    /// When the token expires; `None` once the call has ended.
     expires: Option<Instant>,
-    next_question: Option<Instant>,
-    callee_address_told: bool,
-    callee_ice_told: bool,
+    next_status: Option<Instant>,
+    callee_address_sent: bool,
+    callee_ice_sent: bool,
     /// Sent with the first 52 if the callee sends none itself (S1-5).
     callee_local_addresses: Vec<String>,
     notices: Vec<PendingRequest>,
-    /// Those that have ended since the last look.
+    /// Counts of the requests that have ended since the last [`Call::take_request_counts`].
     requests: RequestCounts,
     effects: Vec<CallOutput>,
 }
 
-/// What a new call is made of.
+/// The arguments of [`Call::open`].
 pub(super) struct CallSetup {
     pub(super) token: Token,
     pub(super) mid: Option<i64>,
     pub(super) caller: Participant,
     pub(super) callee: Participant,
     pub(super) ice: IceDescription,
-    /// The network that the memory is charged to.
+    /// The network that is charged for the memory.
     pub(super) by: NetworkPrefix,
-    /// The callee was shown to be at its address; if not, it gets at most two sendings, and nothing of what the caller has told before
-    /// it has answered (no amplification).
+    /// Whether the callee's address is proven. If not, 51 is sent at most twice and without the caller's description until the callee answers,
+    /// against amplification.
     pub(super) callee_proven: bool,
-    /// The inner addresses that the callee has registered with.
+    /// The local addresses that the callee has registered.
     pub(super) callee_local_addresses: Vec<String>,
 }
 
 impl Call {
-    /// Begins a call: the callee is notified (S0-14).
+    /// Opens a call and notifies the callee (S0-14).
     pub(super) fn open(setup: CallSetup, at: &mut CallContext<'_>) -> Result<Self, TooMany> {
         let CallSetup { token, mid, caller, callee, ice, by, callee_proven, callee_local_addresses } = setup;
         let mut call = Self {
@@ -130,9 +130,9 @@ impl Call {
             stage: CallStage::Notified,
             outcome: CallOutcome::Unanswered,
             expires: Some(at.now + at.times.token),
-            next_question: None,
-            callee_address_told: false,
-            callee_ice_told: false,
+            next_status: None,
+            callee_address_sent: false,
+            callee_ice_sent: false,
             callee_local_addresses,
             notices: Vec::new(),
             requests: RequestCounts::default(),
@@ -168,15 +168,15 @@ impl Call {
         std::mem::take(&mut self.requests)
     }
 
-    /// Takes what is to be sent.
+    /// Takes the messages to send.
     pub(super) fn take_effects(&mut self) -> Vec<CallOutput> {
         std::mem::take(&mut self.effects)
     }
 
-    /// When [`Call::tick`] has something to do; never again once nothing is left to do.
+    /// Returns when [`Call::handle_timeout`] is due; `None` once the call is finished.
     pub(super) fn due(&self) -> Option<Instant> {
         let notices = self.notices.iter().filter_map(|notice| notice.due);
-        notices.chain(self.next_question).chain(self.expires).min()
+        notices.chain(self.next_status).chain(self.expires).min()
     }
 
     pub(super) fn side(&self, role: CallRole) -> &Participant {
@@ -191,9 +191,9 @@ impl Call {
         [CallRole::Caller, CallRole::Callee].into_iter().find(|role| self.side(*role).route.addr == addr)
     }
 
-    /// Takes the callee's -51 (S0-15). Its source is the punching address (S0-16); a client on WebSocket may send a
-    /// second one by UDP to supply it (S0-A23). The first must have the mid of the 51, which only the callee has:
-    /// the caller has the token too and could answer in a victim's name.
+    /// Handles the callee's -51 (S0-15). Its source is the punching address (S0-16); a client on WebSocket may send a second -51 by UDP to supply
+    /// it (S0-A23). The first -51 must have the `mid` of the 51, which only the callee knows: the caller knows the token too and could answer for
+    /// the callee.
     pub(super) fn accept(
         &mut self,
         route: ClientRoute,
@@ -201,8 +201,8 @@ impl Call {
         mut ice: IceDescription,
         at: &mut CallContext<'_>,
     ) {
-        let new_address = route.udp_addr().filter(|_| !self.callee_address_told);
-        let new_ice = !self.callee_ice_told && ice != IceDescription::default();
+        let new_address = route.udp_addr().filter(|_| !self.callee_address_sent);
+        let new_ice = !self.callee_ice_sent && ice != IceDescription::default();
         let first = self.stage == CallStage::Notified;
         if first && !mid.is_some_and(|mid| self.notified_with(mid)) {
             return;
@@ -215,19 +215,19 @@ impl Call {
             whole = self.notices.iter_mut().find_map(|notice| notice.whole.take());
             self.acknowledge(MessageType::Notify, None);
             (self.stage, self.outcome) = (CallStage::Checking, CallOutcome::Answered);
-            self.next_question = Some(at.now + at.times.question);
+            self.next_status = Some(at.now + at.times.question);
         }
         if new_address.is_some() && self.callee.route.udp_addr().is_some() {
             self.callee.route = route;
         }
-        self.callee_address_told |= new_address.is_some();
-        self.callee_ice_told |= new_ice;
+        self.callee_address_sent |= new_address.is_some();
+        self.callee_ice_sent |= new_ice;
         if let Some(text) = whole {
             self.effects.push(CallOutput::Request { to: CallRole::Callee, text, first: false });
         }
-        let inner = std::mem::take(&mut self.callee_local_addresses);
+        let local_addresses = std::mem::take(&mut self.callee_local_addresses);
         if ice.laddrs.is_empty() {
-            ice.laddrs = inner;
+            ice.laddrs = local_addresses;
         }
         let token = self.token.clone();
         let ask = |ice| RequestBody::Answered { token: token.clone(), from: new_address, ice };
@@ -236,7 +236,7 @@ impl Call {
         self.notify(PendingRequest::new(MessageType::Answered, mid, CallRole::Caller, text), at);
     }
 
-    /// Ends a call that cannot go on. A caller that still waits for the callee gets the error (S0-A20).
+    /// Ends a call with an error. A caller that still waits for the callee gets the error (S0-A20).
     pub(super) fn fail(&mut self, code: ErrorCode) {
         if self.stage == CallStage::Notified {
             let em = code.text().to_owned();
@@ -255,7 +255,7 @@ impl Call {
         self.finish();
     }
 
-    /// Notifies a callee again that has registered on another WebSocket: the first notification may be lost.
+    /// Notifies the callee again if it has registered on another WebSocket, because the first notification may be lost.
     pub(super) fn follow(&mut self, tag: &Tag, route: ClientRoute) {
         let on_web =
             [route.addr, self.callee.route.addr].iter().all(|addr| matches!(addr, ClientAddr::WebSocket(_)));
@@ -273,20 +273,19 @@ impl Call {
         self.effects.extend(again);
     }
 
-    /// Returns whether `mid` is that of the 51 which the callee was sent.
+    /// Returns whether `mid` is that of an unanswered 51.
     pub(super) fn notified_with(&self, mid: i64) -> bool {
         self.notices.iter().any(|notice| notice.t == MessageType::Notify && notice.mid == mid)
     }
 
-    /// Takes an answer to 52, 54 or 55, success or not. One without a mid answers all of that `t`.
+    /// Handles a response to 52, 54 or 55, success or failure. A response without `mid` answers all requests of that type.
     pub(super) fn acknowledge(&mut self, t: MessageType, mid: Option<i64>) {
         let before = self.notices.len();
         self.notices.retain(|notice| notice.t != t || mid.is_some_and(|mid| mid != notice.mid));
         self.requests.acknowledged += (before - self.notices.len()) as u64;
     }
 
-    /// Takes the answer to a question: who still punches keeps the token alive, and the call ends when neither does
-    /// (S0-A8).
+    /// Handles a -53. A side that still punches extends the token; the call ends when neither side does (S0-A8).
     pub(super) fn status(
         &mut self,
         addr: ClientAddr,
@@ -297,17 +296,17 @@ impl Call {
         if !matches!(self.stage, CallStage::Checking | CallStage::Connected) {
             return;
         }
-        let asked = |side: &Participant| mid.is_some() && side.question == mid;
-        let role = if asked(&self.caller) {
+        let is_answered_by = |side: &Participant| mid.is_some() && side.status_mid == mid;
+        let role = if is_answered_by(&self.caller) {
             Some(CallRole::Caller)
-        } else if asked(&self.callee) {
+        } else if is_answered_by(&self.callee) {
             Some(CallRole::Callee)
         } else {
             self.role_of(addr).filter(|_| mid.is_none())
         };
         match role {
-            Some(CallRole::Caller) => self.caller.gone = !punching,
-            Some(CallRole::Callee) => self.callee.gone = !punching,
+            Some(CallRole::Caller) => self.caller.has_stopped = !punching,
+            Some(CallRole::Callee) => self.callee.has_stopped = !punching,
             None => return,
         }
         if let Some(path) = path {
@@ -317,37 +316,37 @@ impl Call {
         }
         if punching {
             self.expires = Some(at.now + at.times.token);
-        } else if self.caller.gone && self.callee.gone {
+        } else if self.caller.has_stopped && self.callee.has_stopped {
             self.finish();
         }
     }
 
-    /// Passes requests of one side on to the other: all of them or none. `by` is charged for those that wait.
+    /// Forwards requests of one side to the other, all or none. `by` is charged for the memory.
     pub(super) fn relay(
         &mut self,
         to: CallRole,
-        asks: Vec<RequestBody>,
+        bodies: Vec<RequestBody>,
         by: NetworkPrefix,
         at: &mut CallContext<'_>,
     ) -> Result<(), TooMany> {
-        if self.notices.len() + asks.len() > at.notices {
+        if self.notices.len() + bodies.len() > at.notices {
             Limit::SignalingNoticesPerCall.reached(at.notices);
             return Err(TooMany);
         }
-        // A callee that has not answered may come back on another WebSocket, which then gets all of it again.
+        // A callee that has not answered may reconnect on another WebSocket, which then gets all of them again.
         let is_sure =
             matches!(self.side(to).route.addr, ClientAddr::WebSocket(_)) && self.stage != CallStage::Notified;
         if is_sure {
             let text = |body| Request { mid: None, body }.encode();
-            self.effects.extend(asks.into_iter().map(|body| CallOutput::Request {
+            self.effects.extend(bodies.into_iter().map(|body| CallOutput::Request {
                 to,
                 text: text(body),
                 first: true,
             }));
             return Ok(());
         }
-        let mut notices = Vec::with_capacity(asks.len());
-        for body in asks {
+        let mut notices = Vec::with_capacity(bodies.len());
+        for body in bodies {
             let (t, mid) = (body.message_type(), (at.mid)());
             let text = Request { mid: Some(mid), body }.encode();
             let permit = Some(at.take_bytes(by, text.len())?);
@@ -369,7 +368,7 @@ impl Call {
         self.notify(PendingRequest::new(MessageType::End, mid, by.other(), text), at);
     }
 
-    /// Ends the call because `tag` may take no part any more.
+    /// Ends the call because `tag` is revoked.
     pub(super) fn withdraw(&mut self, tag: &Tag, at: &mut CallContext<'_>) {
         match (self.callee.tag == *tag, self.stage) {
             (true, CallStage::Notified) => self.fail(ErrorCode::NotOnline),
@@ -378,8 +377,8 @@ impl Call {
         }
     }
 
-    /// Does what is due: copies, questions, giving up.
-    pub(super) fn tick(&mut self, at: &mut CallContext<'_>) {
+    /// Handles due timers: retransmissions, 53 and time-outs.
+    pub(super) fn handle_timeout(&mut self, at: &mut CallContext<'_>) {
         if self.expires.is_some_and(|expires| expires <= at.now) {
             return self.fail(ErrorCode::NoAnswer);
         }
@@ -401,16 +400,16 @@ impl Call {
         if given_up.contains(&MessageType::Notify) {
             return self.fail(ErrorCode::NoAnswer);
         }
-        if self.next_question.is_some_and(|due| due <= at.now) {
-            self.next_question = Some(at.now + at.times.question);
+        if self.next_status.is_some_and(|due| due <= at.now) {
+            self.next_status = Some(at.now + at.times.question);
             for to in [CallRole::Caller, CallRole::Callee] {
                 let mid = (at.mid)();
                 let body = RequestBody::Status { token: self.token.clone() };
                 let text = Request { mid: Some(mid), body }.encode();
                 self.effects.push(CallOutput::Request { to, text, first: true });
                 match to {
-                    CallRole::Caller => self.caller.question = Some(mid),
-                    CallRole::Callee => self.callee.question = Some(mid),
+                    CallRole::Caller => self.caller.status_mid = Some(mid),
+                    CallRole::Callee => self.callee.status_mid = Some(mid),
                 }
             }
         }
@@ -418,12 +417,12 @@ impl Call {
 
     fn finish(&mut self) {
         self.stage = CallStage::Closed;
-        self.next_question = None;
+        self.next_status = None;
         self.expires = None;
     }
 
-    /// Sends a request now, and again until it is acknowledged; on a WebSocket once is enough. With fewer copies than
-    /// waits, the last one waits as long as all that are left.
+    /// Sends a request and schedules its retransmissions; on a WebSocket it is sent once. If `copies` is below the number of waits, the last copy
+    /// waits for the sum of the remaining ones.
     fn notify(&mut self, mut notice: PendingRequest, at: &CallContext<'_>) {
         let on_web = matches!(self.side(notice.to).route.addr, ClientAddr::WebSocket(_));
         if on_web {
@@ -434,7 +433,7 @@ impl Call {
         let last = (!rest.is_empty()).then(|| rest.iter().sum());
         notice.waits = each.iter().copied().chain(last).collect::<Vec<Duration>>().into_iter();
         notice.due = Some(at.now + notice.waits.next().unwrap_or_default());
-        // On a WebSocket only a callee that has not answered may need it again.
+        // On a WebSocket, only a callee that has not answered may need the text again.
         let is_kept = !on_web || (notice.to == CallRole::Callee && self.stage == CallStage::Notified);
         let text = if is_kept { notice.text.clone() } else { std::mem::take(&mut notice.text) };
         if !is_kept {

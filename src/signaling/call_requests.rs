@@ -1,6 +1,6 @@
-//! Calls: the handlers of t=4, 54 and 55, and of the answers to 51 to 55.
+//! The handlers of t=4, 54 and 55, and of the responses to 51 to 55.
 
-use super::bus::{Destination, ForwardedCall, Payload};
+use super::bus::{Destination, ForwardedCall, HubPayload};
 use super::call::{Call, CallOutput, CallRole, CallSetup, Participant};
 use super::call_table::{CallId, CallTable};
 use super::client_addr::{ClientAddr, ClientRoute, ServerPort};
@@ -18,11 +18,11 @@ use ring::hmac;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Bytes of a token: 160 bits.
+/// Length of a token in bytes: 160 bits.
 const TOKEN_BYTES: usize = 20;
 
 impl Hub {
-    /// t=4, from the caller's punching socket (S0-A9), whose IP must be that of the caller's tag. The hub of the callee's tag answers.
+    /// Handles t=4 from the caller's punching socket (S0-A9), whose IP must be that of the caller's tag. The hub of the callee's tag answers.
     pub(super) fn handle_call(
         &mut self,
         origin: RequestOrigin,
@@ -47,13 +47,13 @@ impl Hub {
         if to == self.nodes.own() {
             self.handle_forwarded_call(call);
         } else {
-            self.registry.note_call(name, to);
-            self.publish(Destination::Tag(rtag), Payload::Call(Box::new(call)));
+            self.registry.record_call(name, to);
+            self.publish(Destination::Tag(rtag), HubPayload::Call(Box::new(call)));
         }
         Ok(())
     }
 
-    /// Takes a call for a tag of this hub.
+    /// Handles a call to a tag of this hub.
     pub(super) fn handle_forwarded_call(&mut self, call: ForwardedCall) {
         let (origin, mid) = (call.origin, call.mid);
         if self.answer_again(origin, MessageType::Call, mid) {
@@ -62,7 +62,7 @@ impl Hub {
         let opened = self.open_call(call);
         let id = opened.as_ref().ok().map(|(id, _)| *id);
         self.answer(origin, MessageType::Call, mid, opened.map(|(_, token)| ResponseBody::Calling { token }));
-        // 51 leaves after the answer with the token.
+        // 51 is sent after the answer with the token.
         if let Some(id) = id {
             self.apply(id);
         }
@@ -73,7 +73,7 @@ impl Hub {
         let now = origin.now.mono;
         let callee =
             self.registry.by_tag(&rtag).filter(|callee| callee.realm == realm).ok_or(ErrorCode::NotOnline)?;
-        let (callee_leg, callee_proven) = (callee.route, callee.proven);
+        let (callee_route, callee_proven) = (callee.route, callee.proven);
         if ice.laddrs.is_empty() {
             ice.laddrs = local_addresses;
         }
@@ -82,7 +82,7 @@ impl Hub {
             Limit::SignalingPerPair.reached(self.config.limits.per_pair.per_second());
             return Err(ErrorCode::TooMany);
         }
-        if let Some(to) = callee_leg.udp_addr().filter(|_| !callee_proven)
+        if let Some(to) = callee_route.udp_addr().filter(|_| !callee_proven)
             && !self.unproven.try_take(&NetworkPrefix::site(to.ip()), now, 1)
         {
             Limit::SignalingPerUnproven.reached(self.config.limits.per_unproven.per_second());
@@ -90,7 +90,7 @@ impl Hub {
         }
         let token = self.fresh_token(&tag, &rtag)?;
         let (caller, callee) =
-            (Participant::new(tag.clone(), origin.route), Participant::new(rtag.clone(), callee_leg));
+            (Participant::new(tag.clone(), origin.route), Participant::new(rtag.clone(), callee_route));
         let (by, copy) = (origin.network, token.clone());
         let setup =
             CallSetup { token: copy, mid, caller, callee, ice, by, callee_proven, callee_local_addresses };
@@ -107,7 +107,7 @@ impl Hub {
         Ok((id, token))
     }
 
-    /// t=54.
+    /// Handles t=54.
     pub(super) fn handle_trickle(
         &mut self,
         origin: RequestOrigin,
@@ -118,8 +118,8 @@ impl Hub {
         let (id, role) = self.call_of(origin, &token)?;
         let relayed = self.with_call(origin.now.mono, id, |call, at| {
             let max_len = call.side(role.other()).route.max_len();
-            let asks = trickles(&token, cands, (done, nat), max_len);
-            call.relay(role.other(), asks, origin.network, at)
+            let bodies = trickles(&token, cands, (done, nat), max_len);
+            call.relay(role.other(), bodies, origin.network, at)
         });
         match relayed {
             Some(Ok(())) => Ok(ResponseBody::Trickled { token }),
@@ -128,7 +128,7 @@ impl Hub {
         }
     }
 
-    /// t=55.
+    /// Handles t=55.
     pub(super) fn handle_end(
         &mut self,
         origin: RequestOrigin,
@@ -140,7 +140,7 @@ impl Hub {
         Ok(ResponseBody::Ended { token })
     }
 
-    /// Returns the call of a token and the side that the origin is.
+    /// Returns the call of a token and the role of the sender.
     fn call_of(&self, origin: RequestOrigin, token: &Token) -> Result<(CallId, CallRole), ErrorCode> {
         let id = self.calls.by_token(token).ok_or(ErrorCode::BadToken)?;
         let call = self.calls.get(id).ok_or(ErrorCode::BadToken)?;
@@ -148,7 +148,7 @@ impl Hub {
         Ok((id, role))
     }
 
-    /// Takes an answer to a request of the server's own; one without a known token is ignored (S0-42).
+    /// Handles a response to a request of the server; one without a known token is ignored (S0-42).
     pub(super) fn handle_response(&mut self, origin: RequestOrigin, response: &Response) {
         let (now, mid, addr) = (origin.now.mono, response.mid, origin.route.addr);
         let (t, token) = match &response.body {
@@ -160,7 +160,7 @@ impl Hub {
             ResponseBody::Failed { t, .. } => (*t, response.body.token()),
             _ => return,
         };
-        // A refusal in the form of S0-38 has no token, but only the callee knows its mid.
+        // A refusal in the form of S0-38 has no token, but only the callee knows its `mid`.
         let is_failure = matches!(response.body, ResponseBody::Failed { .. });
         let by_mid = || mid.filter(|_| is_failure).and_then(|mid| self.calls.by_mid(mid));
         let Some(id) = token.map_or_else(by_mid, |token| self.calls.by_token(token)) else { return };
@@ -173,7 +173,7 @@ impl Hub {
         self.with_call(now, id, |call, at| match body {
             ResponseBody::Accepted { ice, .. } => call.accept(origin.route, mid, ice, at),
             ResponseBody::Failed { t: MessageType::Notify, token, code, .. } if exact || token.is_some() => {
-                // A callee that takes no more calls is no callee that does not want this one.
+                // 206 passes on to the caller: the callee is busy and has not refused this call.
                 call.fail(if code == ErrorCode::TooMany { code } else { ErrorCode::NotAllowed });
             }
             ResponseBody::Status { punching, path, .. } => call.status(addr, mid, (punching, path), at),
@@ -186,18 +186,18 @@ impl Hub {
         &mut self,
         now: Instant,
         id: CallId,
-        act: impl FnOnce(&mut Call, &mut CallContext<'_>) -> R,
+        apply: impl FnOnce(&mut Call, &mut CallContext<'_>) -> R,
     ) -> Option<R> {
         let texts = Arc::clone(&self.calls.texts);
         let call = self.calls.get_mut(id)?;
         let mut mid = || CallTable::mid(id, self.rng.next_u32());
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
-        let result = act(call, &mut CallContext { now, times, notices, texts: &texts, mid: &mut mid });
+        let result = apply(call, &mut CallContext { now, times, notices, texts: &texts, mid: &mut mid });
         self.apply(id);
         Some(result)
     }
 
-    /// Sends what a call has to send and sees to its timer.
+    /// Sends the messages of a call and updates its timer.
     pub(super) fn apply(&mut self, id: CallId) {
         let Some(call) = self.calls.get_mut(id) else { return };
         let effects = call.take_effects();
@@ -223,7 +223,7 @@ impl Hub {
         }
     }
 
-    /// S0-A10: port 2 sends the first copy (S0-14), and port 1 sends it too, since that passes more NATs.
+    /// Returns the ports that send a request: port 2 sends the first copy (S0-14), and port 1 too, because that passes more NATs (S0-A10).
     fn ports(&self, route: ClientRoute, first: bool) -> &'static [ServerPort] {
         match (self.config.notify_from, first) {
             _ if route.udp_addr().is_none() => &[ServerPort::Main],
@@ -233,7 +233,7 @@ impl Hub {
         }
     }
 
-    /// Makes a token from caller and callee (S0-13) and from chance, so that it belongs to this hub.
+    /// Creates a token from caller, callee (S0-13) and random bytes that belongs to this hub.
     fn fresh_token(&mut self, caller: &Tag, callee: &Tag) -> Result<Token, ErrorCode> {
         let mut nonce = [0; TOKEN_BYTES];
         self.rng.fill_bytes(&mut nonce);
@@ -260,7 +260,7 @@ impl Hub {
     }
 }
 
-/// A punching socket has a port of its own but the same IP; on WebSocket it is the same connection.
+/// Returns whether both addresses are of one host: a punching socket has another port but the same IP; a WebSocket has one connection.
 fn is_same_host(registered: ClientAddr, asking: ClientAddr) -> bool {
     match (registered, asking) {
         (ClientAddr::Udp(registered), ClientAddr::Udp(asking)) => registered.ip() == asking.ip(),
@@ -268,7 +268,7 @@ fn is_same_host(registered: ClientAddr, asking: ClientAddr) -> bool {
     }
 }
 
-/// Splits candidates over as many requests as it takes for each to fit into `max_len`.
+/// Splits candidates into requests of at most `max_len` bytes each.
 fn trickles(
     token: &Token,
     mut cands: Vec<String>,
@@ -278,7 +278,7 @@ fn trickles(
     let ask =
         |cands: Vec<String>, (done, nat)| RequestBody::Trickle { token: token.clone(), cands, done, nat };
     let whole = ask(cands.clone(), last);
-    // As many as one message may carry, however they are written, fit into a text.
+    // A text has room for the maximum number of candidates in any encoding.
     if max_len >= MAX_TEXT {
         return vec![whole];
     }
@@ -288,10 +288,10 @@ fn trickles(
     }
     let rest = cands.split_off(cands.len() / 2);
     if cands.is_empty() {
-        // One candidate that is too long by itself goes nowhere.
+        // A candidate that is too long for a message is dropped.
         return vec![ask(Vec::new(), last)];
     }
-    let mut asks = trickles(token, cands, (false, None), max_len);
-    asks.extend(trickles(token, rest, last, max_len));
-    asks
+    let mut bodies = trickles(token, cands, (false, None), max_len);
+    bodies.extend(trickles(token, rest, last, max_len));
+    bodies
 }

@@ -9,23 +9,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// One network may use one part in so many of the memory for outstanding requests.
+/// The share of the memory for outstanding requests that one network may use: one part in this many.
 const TEXT_SHARES: usize = 8;
 
-/// Numbers a call; random, so that the mids made of it cannot be foreseen.
+/// The number of a call; random, so that its `mid`s cannot be predicted.
 pub(super) type CallId = u32;
 
-/// A mid is its call's number and this many random bits, below 2^53 in all so that browsers can echo it (S0-A16).
+/// The number of random bits of a `mid`, which follow the call number; together below 2^53, so that browsers can echo it (S0-A16).
 const MID_BITS: u32 = 20;
 
 /// Calls that have ended, by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallOutcomes {
-    /// The callee has not answered.
+    /// The callee did not answer.
     pub unanswered: u64,
     /// The callee has refused.
     pub refused: u64,
-    /// The callee has answered, and no side has reported a path, as plain clients do not.
+    /// The callee has answered, and no side has reported a path; plain clients never do.
     pub answered: u64,
     /// From peer to peer.
     pub direct: u64,
@@ -76,17 +76,17 @@ impl CallTable {
         }
     }
 
-    /// Makes a mid of call `id`.
+    /// Builds a `mid` of call `id`.
     pub(super) fn mid(id: CallId, random: u32) -> i64 {
         (i64::from(id) << MID_BITS) | i64::from(random >> (32 - MID_BITS))
     }
 
-    /// Returns which call a mid would belong to.
+    /// Returns the call number in a `mid`.
     pub(super) fn of_mid(mid: i64) -> Option<CallId> {
         CallId::try_from(mid >> MID_BITS).ok()
     }
 
-    /// Returns which call a mid belongs to, if any.
+    /// Returns the call that a `mid` belongs to, if it exists.
     pub(super) fn by_mid(&self, mid: i64) -> Option<CallId> {
         Self::of_mid(mid).filter(|id| self.calls.contains_key(id))
     }
@@ -95,12 +95,12 @@ impl CallTable {
         self.by_token.get(token).copied()
     }
 
-    /// Returns which calls a tag takes part in.
+    /// Returns the calls of a tag.
     pub(super) fn by_tag(&self, tag: &Tag) -> Vec<CallId> {
         self.by_tag.get(tag).cloned().unwrap_or_default()
     }
 
-    /// Returns whether one more call between these is within the limits.
+    /// Returns whether the limits permit another call between these tags.
     pub(super) fn has_room(&self, caller: &Tag, callee: &Tag) -> bool {
         let count = |tag| self.by_tag.get(tag).map_or(0, Vec::len);
         let (limit, value) = if count(caller).max(count(callee)) >= self.cap_per_tag {
@@ -135,7 +135,7 @@ impl CallTable {
         self.calls.get_mut(&id)
     }
 
-    /// Arms the call's timer after it was changed, or forgets the call when it is over.
+    /// Updates the timer of a changed call, or removes the call if it has ended.
     pub(super) fn settle(&mut self, id: CallId) {
         let Some(call) = self.calls.get(&id) else { return };
         if let Some(due) = call.due() {

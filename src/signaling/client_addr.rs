@@ -1,4 +1,4 @@
-//! Where clients are: the address of a client, and the route that a reply to it takes.
+//! The address of a client, and the route to it.
 
 use super::nodes::NodeId;
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +23,7 @@ pub(super) enum ClientAddr {
     WebSocket(ConnId),
 }
 
-/// How a client is reached: its address, the node that it is connected to, and for UDP the local address that it uses.
+/// The route to a client: its address, its node and, for UDP, the server's local address that the client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClientRoute {
     pub(super) addr: ClientAddr,

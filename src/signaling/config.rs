@@ -11,11 +11,11 @@ use std::time::Duration;
 /// The configuration of `super::start`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Lifetimes and waits.
+    /// Lifetimes and intervals.
     pub times: Times,
     /// The limits.
     pub limits: Limits,
-    /// The port that the server's own requests leave from; default both (S0-A10).
+    /// The ports that send the server's own requests; default both (S0-A10).
     pub notify_from: NotifyFrom,
     /// Whether t=3 lists the tags that are online; default true.
     pub list: bool,
@@ -62,10 +62,10 @@ impl Default for Config {
     }
 }
 
-/// From which port 51, 52, 53, 54 and 55 leave (S0-A10).
+/// The ports that send 51, 52, 53, 54 and 55 (S0-A10).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum NotifyFrom {
-    /// Only port 2, as S0-27 has it; most NATs drop it.
+    /// Only port 2, as in S0-27; most NATs drop it.
     Aux,
     /// Only port 1.
     Main,
@@ -74,27 +74,26 @@ pub enum NotifyFrom {
     Both,
 }
 
-/// Lifetimes and waits (S0-A17).
+/// Lifetimes and intervals (S0-A17).
 #[derive(Debug, Clone)]
 pub struct Times {
     /// How long a tag lives without a heartbeat; default 60 s.
     pub tag: Duration,
-    /// How long a tag without any heartbeat is safe from being evicted; default 10 s.
+    /// How long a tag that has not been used cannot be evicted; default 10 s.
     pub unconfirmed: Duration,
-    /// How long a token lives; -53 begins it anew; default 30 s.
+    /// The lifetime of a token; each -53 with `punching` restarts it; default 30 s.
     pub token: Duration,
-    /// Between two questions of step 10; default 5 s.
+    /// The interval of 53; default 5 s.
     pub question: Duration,
     /// How long a repeated request gets the same answer (S0-A14); default 30 s.
     pub answer: Duration,
-    /// The waits after each copy of a message that wants an answer; after the last one it is given up.
-    /// Default 0.5, 1, 2 and 4 s.
+    /// The waits after each copy of a request; the request fails after the last one. Default 0.5, 1, 2 and 4 s.
     pub retransmit: Vec<Duration>,
     /// How long a client may take to sign a nonce; default 30 s.
     pub challenge: Duration,
-    /// From one event about a tag to the next one, at least; default 1 s.
+    /// The minimum interval of events about one tag; default 1 s.
     pub presence: Duration,
-    /// Between two pings on a WebSocket; default 15 s.
+    /// The interval of pings on a WebSocket; default 15 s.
     pub ping: Duration,
     /// How long a silent WebSocket stays open; default 45 s.
     pub idle: Duration,
@@ -141,45 +140,45 @@ pub struct Limits {
     pub watches_per_client: usize,
     /// WebSockets that watch one tag; default 1024.
     pub watchers_per_tag: usize,
-    /// Tags watched by WebSockets, each pair counted; default 200 000.
+    /// Watched tags, counted once per WebSocket; default 200 000.
     pub watches: usize,
-    /// Answers kept for repeated requests, in bytes of text; default 8 MiB.
+    /// Cached responses for repeated requests, in bytes of text; default 8 MiB.
     pub answer_bytes: usize,
-    /// Messages of one UDP network, or of one WebSocket; default 200 at once, 50/s on.
+    /// Messages of one UDP network, or of one WebSocket; default 200 at once, 50/s.
     pub per_source: Rate,
-    /// Calls from one tag to another; default 10 at once, 1/s on.
+    /// Calls from one tag to another; default 10 at once, 1/s.
     pub per_pair: Rate,
-    /// Signatures of one network; default 64 at once, 8/s on.
+    /// Signature checks of one network; default 64 at once, 8/s.
     pub per_proof: Rate,
-    /// Bytes of lists to one network; default 2 MiB at once, 256 KiB/s on.
+    /// Bytes of lists to one network; default 2 MiB at once, 256 KiB/s.
     pub per_list: Rate,
-    /// Calls to unproven addresses of one IPv4 /24 or IPv6 /48; default 20 at once, 2/s on.
+    /// Calls to unproven addresses of one IPv4 /24 or IPv6 /48; default 20 at once, 2/s.
     pub per_unproven: Rate,
-    /// Requests to `/ice` of one network, whatever key they show; default 200 at once, 20/s on.
+    /// Requests to `/ice` of one network, with any key; default 200 at once, 20/s.
     pub ice_per_network: Rate,
-    /// Credentials from `/ice` for one access key, or one `sub` of a JWT; default 1000 at once, 100/s on.
+    /// Credentials from `/ice` for one access key, or one `sub` of a JWT; default 1000 at once, 100/s.
     pub ice_per_key: Rate,
-    /// Sources and pairs whose rates are remembered, each; default 65 536.
+    /// Keys of each rate limiter; default 65 536.
     pub rates: usize,
-    /// Tags that are revoked at one time; default 10 000.
+    /// Revoked tags at one time; default 10 000.
     pub revocations: usize,
-    /// Events that wait for the hub; default 4096. A datagram over it is lost.
+    /// Events in the queue of the hub; default 4096. Further datagrams are lost.
     pub inbox: usize,
-    /// Bytes of the WebSocket texts among them; default 16 MiB. Over it, WebSockets are not read.
+    /// Bytes of WebSocket texts in that queue; default 16 MiB. At the limit WebSockets are not read.
     pub inbox_bytes: usize,
-    /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
+    /// Texts in the queue of one WebSocket; default 256. A further one closes the connection.
     pub outbox: usize,
-    /// Bytes of them; default 4 MiB: more than all the calls that one tag may be offered at a time.
+    /// Bytes in that queue; default 4 MiB, which is more than all calls to one tag at a time.
     pub outbox_bytes: usize,
-    /// Bytes that wait for all WebSockets; default 64 MiB. Over it, one is closed as soon as more than 64 KiB wait for it.
+    /// Bytes in the queues of all WebSockets; default 64 MiB. Above it, a WebSocket with more than 64 KiB in its queue is closed.
     pub outboxes_bytes: usize,
 }
 
 impl Limits {
-    /// How much `watches_per_client` may be: one event about that many fits into one text.
+    /// Maximum of `watches_per_client`: one event about that many tags fits into one text.
     pub const MOST_WATCHES_PER_CLIENT: usize = 2000;
 
-    /// Makes the limiter of one rate, for about `keys` keys.
+    /// Creates the limiter of one rate for about `keys` keys.
     pub(super) fn limiter<K: Hash>(
         &self,
         rate: Rate,

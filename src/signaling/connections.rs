@@ -1,7 +1,7 @@
-//! The WebSockets of a node: opened, used and closed.
+//! The WebSockets of a node.
 
 use super::access::Realm;
-use super::bus::{Destination, Payload};
+use super::bus::{Destination, HubPayload};
 use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::machine::{Hub, Output, RequestOrigin};
 use super::nodes::NodeId;
@@ -54,14 +54,14 @@ impl Hub {
             let (port, size) = (ServerPort::Main, text.len());
             let origin = RequestOrigin { now, route, port, network, size, about: 0, max_len: 0 };
             self.handle_bytes(origin, text.as_bytes());
-            self.tell_changes(now.mono);
+            self.send_presence_changes(now.mono);
         }
     }
 
     /// Handles the end of a WebSocket: its tag is offline at once (S0-A23).
     pub fn handle_websocket_closed(&mut self, now: Now, conn: ConnId) {
         self.close_websocket(now, conn);
-        self.tell_changes(now.mono);
+        self.send_presence_changes(now.mono);
     }
 
     pub(super) fn close_websocket(&mut self, now: Now, conn: ConnId) {
@@ -69,7 +69,7 @@ impl Hub {
         self.watches.forget(conn);
         let addr = ClientAddr::WebSocket(conn);
         match web.tag_at.filter(|at| *at != self.nodes.own()) {
-            Some(at) => self.publish(Destination::Node(at), Payload::ClientGone { addr }),
+            Some(at) => self.publish(Destination::Node(at), HubPayload::ClientGone { addr }),
             None => self.leave(now, addr),
         }
     }
@@ -85,7 +85,7 @@ impl Hub {
         let Some(client) = self.registry.remove_addr(addr) else { return };
         let Some(tag) = client.tag() else { return };
         for at in client.called.iter() {
-            self.publish(Destination::Node(at), Payload::CallerOffline { tag: tag.clone(), addr });
+            self.publish(Destination::Node(at), HubPayload::CallerOffline { tag: tag.clone(), addr });
         }
         self.fail_calls(now, &tag, addr);
     }

@@ -1,4 +1,4 @@
-//! What a hub counts, for `/metrics`.
+//! The counters of a hub, for `/metrics`.
 
 use super::call_table::CallOutcomes;
 use super::message::ErrorCode;
@@ -19,22 +19,22 @@ pub struct HubCounters {
     pub calls_ended: CallOutcomes,
     /// Errors sent to clients, in the order of [`ErrorCode::KNOWN`].
     pub(super) errors: [u64; ErrorCode::KNOWN.len()],
-    /// The server's requests (t=51, 52, 54, 55) that were delivered and not.
+    /// Requests of the server (t=51, 52, 54, 55), delivered and undelivered.
     pub requests: RequestCounts,
     /// Messages to other hubs.
     pub hub_messages_sent: u64,
     /// Messages from other hubs.
     pub hub_messages_received: u64,
-    /// Messages to other hubs that the bus did not take.
+    /// Messages to other hubs that the bus did not accept.
     pub hub_messages_undelivered: u64,
 }
 
 /// Requests of the server that have ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RequestCounts {
-    /// Those that the client has answered.
+    /// Requests that the client has answered.
     pub acknowledged: u64,
-    /// Those that were given up.
+    /// Requests that have timed out.
     pub unanswered: u64,
 }
 

@@ -1,6 +1,6 @@
-//! The JSON form under the wire: one object with the fields of S0-31, every text and list with a cap.
+//! The JSON form of a message: one object with the fields of S0-31, each text and list with a maximum length.
 //!
-//! Types carry the limits: a [`BoundedString`] text or a [`BoundedVec`] list that is too long cannot be read. Unknown fields are
+//! The types enforce the limits: a [`BoundedString`] or a [`BoundedVec`] that is too long cannot be deserialised. Unknown fields are
 //! ignored (S0-A3), `null` counts as absent (S0-35, S0-36), a wrong type is an error (S0-A24).
 
 use super::wire::{IceServer, MAX_KEY, Tag, Token};
@@ -9,7 +9,7 @@ use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// A message as it stands in JSON, before its `t` gives the fields their meaning.
+/// A message as JSON, before `t` gives the fields their meaning.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Envelope {
     pub(super) t: i64,
@@ -29,7 +29,7 @@ pub(super) struct Envelope {
     pub(super) extra: Option<FieldsObject>,
 }
 
-/// Everything that may stand inside `params` or `extra`.
+/// All fields of `params` and `extra`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Fields {
@@ -107,7 +107,7 @@ pub(super) struct Fields {
     pub(super) sdp: Option<BoundedString<49_152>>,
 }
 
-/// `nat` is a name in a peer's message, and a boolean in the server's answer.
+/// `nat` is a name in a peer's message and a boolean in the server's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum NatField {
@@ -132,12 +132,12 @@ pub(super) struct PartialHeader {
     pub(super) answers: bool,
 }
 
-/// Reads a whole message.
+/// Deserialises a whole message.
 pub(super) fn read(text: &str) -> Option<Envelope> {
     serde_json::from_str::<Map<Envelope>>(text).ok().map(|map| map.0)
 }
 
-/// Reads what is usable of a JSON object; `None` where the text is no JSON object.
+/// Returns the readable fields of a JSON object, or `None` if the text is not a JSON object.
 pub(super) fn read_head(text: &str) -> Option<PartialHeader> {
     let loose = serde_json::from_str::<Map<Loose>>(text).ok()?.0;
     Some(PartialHeader {
@@ -147,7 +147,7 @@ pub(super) fn read_head(text: &str) -> Option<PartialHeader> {
     })
 }
 
-/// Writes a message. A value that JSON cannot hold does not exist among the fields, so that this cannot fail.
+/// Serialises a message. This cannot fail, because every field has a JSON form.
 pub(super) fn write(envelope: &Envelope) -> String {
     serde_json::to_string(envelope).unwrap_or_default()
 }
@@ -180,7 +180,7 @@ impl Value {
     }
 }
 
-/// `params` or `extra`; boxed, as most messages have neither or one, and the many fields would be moved about in each.
+/// `params` or `extra`. Boxed: most messages have only one of them, and the struct is large.
 #[derive(Debug, Default)]
 pub(super) struct FieldsObject(pub(super) Box<Fields>);
 
@@ -196,7 +196,7 @@ impl<'de> Deserialize<'de> for FieldsObject {
     }
 }
 
-/// Takes a JSON object only; serde's derive would take an array for a struct as well.
+/// Accepts only a JSON object; serde's derive also accepts an array for a struct.
 struct Map<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Map<T> {

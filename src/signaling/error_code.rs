@@ -1,11 +1,11 @@
 //! The error codes: `code` of a failure (S0-38, S0-A13).
 
-/// Says what went wrong (S0-A13).
+/// The code of a failure (S0-A13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// 201.
     Malformed,
-    /// 202: unknown or expired tag, or one of somebody else: register again.
+    /// 202: the tag is unknown, expired or bound to another source; register again.
     UnknownTag,
     /// 203.
     NotOnline,
@@ -21,11 +21,11 @@ pub enum ErrorCode {
     Unsupported,
     /// 209.
     Internal,
-    /// 210: a newer session has the tag; do not come back with this one.
+    /// 210: a newer session has the tag; do not reconnect with this one.
     Replaced,
-    /// 211: an operator has taken the tag back; do not come back with it.
+    /// 211: an operator has revoked the tag; do not reconnect with it.
     Revoked,
-    /// One that this version does not know.
+    /// A code that this version does not know.
     Other(i64),
 }
 
@@ -64,7 +64,7 @@ impl ErrorCode {
         }
     }
 
-    /// Returns the text that belongs to the code (S0-39).
+    /// Returns the text of the code (S0-39).
     #[must_use]
     pub fn text(self) -> &'static str {
         CODES.iter().find(|row| row.1 == self).map_or("failed", |row| row.2)

@@ -1,4 +1,4 @@
-//! What waits for a hub: bounded in events, and in bytes of the texts of WebSockets.
+//! The queue of events to the hub, bounded in events and in bytes of WebSocket texts.
 
 use super::client_addr::ConnId;
 use super::config::Limits;
@@ -15,23 +15,23 @@ pub(super) enum EnqueueError {
     /// The queue is full.
     Full(String),
     /// The hub has ended.
-    Over,
+    Closed,
 }
 
 impl EventQueue {
-    /// Makes a queue. The receiver releases the [`Event::bytes`] of each event when it is handled.
+    /// Creates a queue. The receiver releases [`Event::bytes`] of each event that is handled.
     pub(super) fn new(limits: &Limits) -> (Self, QueueReceiver<Event>) {
         let (events, receiver) = queue(QueueBounds { items: limits.inbox, bytes: limits.inbox_bytes });
         (Self(events), receiver)
     }
 
-    /// Queues an event that may be lost; returns `false` if it is.
+    /// Queues an event that may be dropped; returns `false` if it was dropped.
     pub(super) fn try_send(&self, event: Event) -> bool {
         let bytes = event.bytes();
         self.0.try_send(event, bytes).inspect_err(|(_, error)| self.count(*error)).is_ok()
     }
 
-    /// Queues an event that must not be lost; returns `false` if the hub has ended.
+    /// Queues an event that must not be dropped; returns `false` if the hub has ended.
     pub(super) async fn send(&self, event: Event) -> bool {
         let bytes = event.bytes();
         self.0.send(event, bytes).await
@@ -46,7 +46,7 @@ impl EventQueue {
                 self.count(error);
                 Err(EnqueueError::Full(text))
             }
-            Err(_) => Err(EnqueueError::Over),
+            Err(_) => Err(EnqueueError::Closed),
         }
     }
 
@@ -87,7 +87,7 @@ mod tests {
         }
         assert!(!queue.try_send(Event::Closed { conn: ConnId(2) }), "no events are left");
         drop(events);
-        assert_eq!(queue.try_text(ConnId(1), String::new()), Err(EnqueueError::Over));
+        assert_eq!(queue.try_text(ConnId(1), String::new()), Err(EnqueueError::Closed));
         assert!(!queue.send(Event::Closed { conn: ConnId(1) }).await);
     }
 }

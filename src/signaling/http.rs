@@ -1,4 +1,4 @@
-//! HTTP: `/ws`, and `/ice`, which returns ICE servers for an access key.
+//! The HTTP routes: `/ws`, and `/ice`, which returns ICE servers for an access key.
 
 use super::access::{Admitted, Origins, Refusal};
 use super::config::Limits;
@@ -22,7 +22,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Refuses pages of other origins. A request without `Origin` is from no page.
+/// Refuses pages of origins that are not allowed. A request without `Origin` is not from a page.
 pub(crate) async fn pages_let_in(
     State(origins): State<Arc<Origins>>,
     request: Request,
@@ -34,14 +34,14 @@ pub(crate) async fn pages_let_in(
     }
 }
 
-/// Refuses pages of origins that are not let in.
-pub(super) fn refuse_page(origins: &Origins, asked: &HeaderMap) -> Option<Response> {
-    let is_let_in = asked.get_all(header::ORIGIN).iter().all(|origin| origins.hold(origin.as_bytes()));
-    (!is_let_in).then(|| (StatusCode::FORBIDDEN, "pages of this origin are not let in\n").into_response())
+/// Returns a refusal if the request is from a page of an origin that is not allowed.
+pub(super) fn refuse_page(origins: &Origins, headers: &HeaderMap) -> Option<Response> {
+    let is_allowed = headers.get_all(header::ORIGIN).iter().all(|origin| origins.hold(origin.as_bytes()));
+    (!is_allowed).then(|| (StatusCode::FORBIDDEN, "pages of this origin are not allowed\n").into_response())
 }
 
-/// Pages of origins that are let in may read the answer, and no cache may keep it.
-fn open_and_fresh(shared: &Shared, asked: &HeaderMap) -> HeaderMap {
+/// Returns the CORS headers for allowed origins; the response is not cached.
+fn cors_headers(shared: &Shared, request_headers: &HeaderMap) -> HeaderMap {
     let (origins, any) = (&shared.config.origins, HeaderValue::from_static("*"));
     let mut headers = HeaderMap::new();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -49,7 +49,7 @@ fn open_and_fresh(shared: &Shared, asked: &HeaderMap) -> HeaderMap {
     if !origins.are_all() {
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
     }
-    let own = asked.get(header::ORIGIN).filter(|origin| origins.hold(origin.as_bytes()));
+    let own = request_headers.get(header::ORIGIN).filter(|origin| origins.hold(origin.as_bytes()));
     if let Some(origin) = if origins.are_all() { Some(&any) } else { own } {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     }
@@ -57,29 +57,29 @@ fn open_and_fresh(shared: &Shared, asked: &HeaderMap) -> HeaderMap {
 }
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    let ice = get(ice_servers).options(may_ask);
+    let ice = get(ice_servers).options(preflight);
     Router::new().route("/ws", get(websocket::upgrade)).route("/ice", ice).with_state(shared)
 }
 
 #[derive(Deserialize)]
-struct Shown {
+struct KeyQuery {
     key: Option<String>,
 }
 
-/// Answers `OPTIONS /ice`, which browsers ask before they show a key.
-async fn may_ask(State(shared): State<Arc<Shared>>, asked: HeaderMap) -> Response {
-    (StatusCode::NO_CONTENT, open_and_fresh(&shared, &asked)).into_response()
+/// Answers `OPTIONS /ice`, the preflight request of browsers.
+async fn preflight(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    (StatusCode::NO_CONTENT, cors_headers(&shared, &headers)).into_response()
 }
 
-/// Answers `GET /ice`: the key stands in `?key=` or in `Authorization: Bearer`.
+/// Answers `GET /ice`; the key is in `?key=` or in `Authorization: Bearer`.
 async fn ice_servers(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    Query(shown): Query<Shown>,
-    asked: HeaderMap,
+    Query(query): Query<KeyQuery>,
+    request_headers: HeaderMap,
 ) -> Response {
-    let headers = open_and_fresh(&shared, &asked);
-    let Some(key) = bearer(&asked).or(shown.key.as_deref()) else {
+    let headers = cors_headers(&shared, &request_headers);
+    let Some(key) = bearer(&request_headers).or(query.key.as_deref()) else {
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
         let body = Json(json!({"error": "show an access key: /ice?key=… or Authorization: Bearer …"}));
         return (StatusCode::UNAUTHORIZED, headers, challenge, body).into_response();
@@ -96,7 +96,7 @@ async fn ice_servers(
             return response;
         }
     };
-    // A name of its own, so that it can be revoked.
+    // Each response gets its own name, so that its credentials can be revoked.
     let mut name = [0; TAG_BYTES];
     if let Err(error) = OsRng.try_fill_bytes(&mut name) {
         tracing::error!(%error, "the system's random source");
@@ -107,18 +107,18 @@ async fn ice_servers(
     (headers, Json(json!({ "iceServers": servers, "tag": name }))).into_response()
 }
 
-/// Checks a key that was shown at `/ice` and charges the rates of its network and of its account.
+/// Checks a key for `/ice` and charges the rates of its network and account.
 fn admit_to_relay(shared: &Shared, now: Now, from: IpAddr, key: &str) -> Result<Admitted, Refusal> {
-    shared.ice.ask(now, from)?;
+    shared.ice.take_request(now, from)?;
     let admitted = shared.admit(now, from, key)?;
     if !admitted.scopes.relay {
         return Err(Refusal::Scope("relay"));
     }
-    shared.ice.hand_out(now, admitted)?;
+    shared.ice.take_credentials(now, admitted)?;
     Ok(admitted)
 }
 
-/// The rates of `/ice`: requests of a network, and credentials of an account.
+/// The rate limits of `/ice`: requests of a network, and credentials of an account.
 #[derive(Debug)]
 pub(super) struct IceRates {
     networks: Mutex<KeyedRateLimiter<NetworkPrefix>>,
@@ -132,12 +132,12 @@ impl IceRates {
         Self { networks, accounts }
     }
 
-    /// Lets a network ask, whatever it shows.
-    fn ask(&self, now: Now, from: IpAddr) -> Result<(), Refusal> {
+    /// Charges a request of a network, whatever key it carries.
+    fn take_request(&self, now: Now, from: IpAddr) -> Result<(), Refusal> {
         take(&self.networks, &NetworkPrefix::subscriber(from), now, Limit::SignalingIcePerNetwork)
     }
 
-    fn hand_out(&self, now: Now, to: Admitted) -> Result<(), Refusal> {
+    fn take_credentials(&self, now: Now, to: Admitted) -> Result<(), Refusal> {
         take(&self.accounts, &to.account, now, Limit::SignalingIcePerKey)
     }
 }
@@ -157,8 +157,8 @@ fn take<K: Hash>(
 }
 
 /// Returns the key or JWT in `Authorization: Bearer`.
-pub(crate) fn bearer(asked: &HeaderMap) -> Option<&str> {
-    asked.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 /// Returns the HTTP status of a refusal.

@@ -1,10 +1,10 @@
-//! What two peers and the server exchange for ICE: the description of a peer, its NAT, the path in use, ICE servers.
+//! The ICE data that peers exchange through the server: description, NAT type, path in use, ICE servers.
 
 use super::envelope::BoundedString;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
-/// What a peer sends to the other through the server (S0-A18); plain clients ignore it.
+/// The ICE description of a peer, forwarded by the server (S0-A18); plain clients ignore it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IceDescription {
     /// ICE user name fragment.
@@ -19,42 +19,42 @@ pub struct IceDescription {
     pub laddrs: Vec<String>,
     /// The sender's NAT type.
     pub nat: Option<NatType>,
-    /// A TCP port that listens (S0-A11): `tport`, and `rtport` in 52.
+    /// A listening TCP port (S0-A11): `tport`, in 52 `rtport`.
     pub tport: Option<u16>,
-    /// An SDP as a text that the server does not read.
+    /// An SDP, which the server does not parse.
     pub sdp: Option<String>,
 }
 
 /// The server-reflexive address of a client (S1-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReflexiveAddress {
-    /// The client's outer address.
+    /// The client's server-reflexive address.
     pub addr: SocketAddr,
     /// Whether its IP differs from all local ones (S1-3); `None` if the client has reported none.
     pub nat: Option<bool>,
 }
 
-/// A NAT, by what it allows.
+/// A NAT by its mapping behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NatType {
     /// No NAT.
     Open,
-    /// The mapped port does not depend on the destination.
+    /// One mapping for all destinations.
     Easy,
-    /// It does.
+    /// One mapping per destination.
     Hard,
-    /// No UDP leaves.
+    /// UDP is blocked.
     Blocked,
 }
 
-/// The path that two peers ended on.
+/// The path that a peer reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportedPath {
-    /// From peer to peer.
+    /// Direct.
     Direct,
-    /// Through the relay.
+    /// Relayed.
     Relay,
-    /// None was found.
+    /// No path was found.
     Failed,
 }
 

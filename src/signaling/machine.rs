@@ -3,7 +3,7 @@
 //! This file receives messages, limits their rates, dispatches them and limits replies. On the same [`Hub`], `presence.rs` handles
 //! t=1, 2, 3 and 60, `call_requests.rs` handles t=4 and all that follows, and `hub_messages.rs` handles other hubs.
 
-use super::bus::{Destination, HubMessage, Payload};
+use super::bus::{Destination, HubMessage, HubPayload};
 use super::call_table::CallTable;
 use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::config::Config;
@@ -38,44 +38,44 @@ use std::time::Instant;
 pub enum Output {
     /// Send a datagram.
     Datagram {
-        /// From which port.
+        /// The server's port to send from.
         port: ServerPort,
-        /// To whom.
+        /// The destination.
         to: SocketAddr,
-        /// From which local address, where it is known.
+        /// The local address to send from, if it is known.
         from_ip: Option<IpAddr>,
-        /// What.
+        /// The JSON message.
         payload: Vec<u8>,
     },
     /// Send a WebSocket text.
     Text {
-        /// To whom.
+        /// The receiver.
         conn: ConnId,
-        /// What.
+        /// The JSON message.
         text: String,
     },
     /// Close a WebSocket.
     Close {
-        /// Whose.
+        /// The WebSocket.
         conn: ConnId,
     },
-    /// Close a WebSocket that is over a limit, with the reason.
+    /// Close a WebSocket because a limit is reached; the close frame names the limit.
     Refuse {
-        /// Whose.
+        /// The WebSocket.
         conn: ConnId,
-        /// Which limit is reached.
+        /// The limit.
         limit: Limit,
     },
     /// Send a message to another hub. A single server has none.
     Publish {
-        /// To which.
+        /// The receiver.
         to: Destination,
-        /// What.
+        /// The message.
         message: HubMessage,
     },
 }
 
-/// Where a message came from, and its length.
+/// The sender of a message, and the limits of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RequestOrigin {
     pub(super) now: Now,
@@ -85,7 +85,7 @@ pub(super) struct RequestOrigin {
     pub(super) size: usize,
     /// A hash of the callee, since one `mid` may be used for calls to several; otherwise 0.
     pub(super) about: u64,
-    /// Maximum length of a reply by what another hub knows of the client.
+    /// The maximum length of a reply that the client's own hub has computed; 0 if this hub is the first.
     pub(super) max_len: usize,
 }
 
@@ -96,6 +96,19 @@ pub(super) enum RateKey {
 }
 
 /// The state machine of signalling: tags, calls and watches of one server.
+///
+/// Inputs, each with the current time:
+///
+/// - [`handle_datagram`](Self::handle_datagram): a UDP datagram at port 1 or 2.
+/// - [`handle_websocket_opened`](Self::handle_websocket_opened), [`handle_websocket_text`](Self::handle_websocket_text),
+///   [`handle_websocket_closed`](Self::handle_websocket_closed): the events of a WebSocket.
+/// - [`handle_hub_message`](Self::handle_hub_message), [`handle_undelivered`](Self::handle_undelivered): a message from another hub,
+///   and one that the bus did not accept. A single server never calls them.
+/// - [`handle_revoked`](Self::handle_revoked): a tag was added to [`Config::revoked`].
+/// - [`handle_timeout`](Self::handle_timeout): the time that [`poll_timeout`](Self::poll_timeout) returned has come.
+///
+/// After each input, drain [`poll_output`](Self::poll_output), which returns what to send and close ([`Output`]), and set the timer
+/// for [`poll_timeout`](Self::poll_timeout).
 #[derive(Debug)]
 pub struct Hub {
     pub(super) config: Config,
@@ -111,7 +124,7 @@ pub struct Hub {
     pub(super) challenges: Challenges,
     pub(super) proofs: KeyedRateLimiter<NetworkPrefix>,
     pub(super) sources: KeyedRateLimiter<RateKey>,
-    /// Errors to clients that are over their rate: one a second.
+    /// Errors to clients that exceed their rate: one per second.
     pub(super) refusals: KeyedRateLimiter<RateKey>,
     pub(super) pairs: KeyedRateLimiter<(Tag, Tag)>,
     pub(super) lists: KeyedRateLimiter<NetworkPrefix>,
@@ -125,7 +138,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Creates the hub of a single server. Tags, tokens and mids are drawn from `seed`, which must be secret.
+    /// Creates the hub of a single server. Tags, tokens and `mid`s are derived from `seed`, which must be secret.
     #[must_use]
     pub fn new(config: Config, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha20Rng::from_seed(seed);
@@ -133,8 +146,8 @@ impl Hub {
         Self::of_node(config, Nodes::SINGLE, keys, rng)
     }
 
-    /// Creates the hubs of `count` servers, at least one and at most sixteen. A message from one to another comes as
-    /// [`Output::Publish`] and goes to [`Hub::handle_hub_message`]. Each has the limits of `config` for itself.
+    /// Creates the hubs of `count` servers, at least one and at most sixteen. A message between them leaves one as
+    /// [`Output::Publish`] and enters the other by [`Hub::handle_hub_message`]. The limits of `config` apply to each hub.
     #[must_use]
     pub fn cluster(config: &Config, count: usize, seed: [u8; 32]) -> Vec<Self> {
         let mut rng = ChaCha20Rng::from_seed(seed);
@@ -195,13 +208,13 @@ impl Hub {
         self.calls.len()
     }
 
-    /// Returns whether nothing is stored of any client but rates and cached responses, which expire.
+    /// Returns whether no state of a client is left except rates and cached responses, which expire.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let is_alone = self.registry.len() == 0 && self.websockets.is_empty() && self.away.is_empty();
-        let is_unwatched =
+        let has_no_clients = self.registry.len() == 0 && self.websockets.is_empty() && self.away.is_empty();
+        let has_no_watches =
             self.watches.is_empty() && self.subscriptions.is_empty() && self.queries.is_empty();
-        is_alone && is_unwatched && self.calls.len() == 0 && self.outputs.is_empty()
+        has_no_clients && has_no_watches && self.calls.len() == 0 && self.outputs.is_empty()
     }
 
     /// Returns the counters.
@@ -232,11 +245,11 @@ impl Hub {
                 RequestOrigin { now, route, port, network, size: payload.len(), about: 0, max_len: 0 },
                 payload,
             );
-            self.tell_changes(now.mono);
+            self.send_presence_changes(now.mono);
         }
     }
 
-    pub(super) fn publish(&mut self, to: Destination, payload: Payload) {
+    pub(super) fn publish(&mut self, to: Destination, payload: HubPayload) {
         self.counters.hub_messages_sent += 1;
         self.outputs.push_back(Output::Publish { to, message: HubMessage(payload) });
     }
@@ -247,9 +260,9 @@ impl Hub {
             tracing::debug!(tag = ?client.tag().as_ref().map(Pii), "expired");
         }
         while let Some(id) = self.calls.pop_due(now.mono) {
-            self.with_call(now.mono, id, |call, at| call.tick(at));
+            self.with_call(now.mono, id, |call, at| call.handle_timeout(at));
         }
-        self.tell_changes(now.mono);
+        self.send_presence_changes(now.mono);
     }
 
     /// Returns the next action, if any.
@@ -257,7 +270,7 @@ impl Hub {
         self.outputs.pop_front()
     }
 
-    /// Returns when [`Hub::handle_timeout`] wants to be called.
+    /// Returns when [`Hub::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         [self.registry.next_expiry(), self.calls.next_due(), self.watches.next_due()]
@@ -303,10 +316,10 @@ impl Hub {
             return self.handle_message(origin, message);
         }
         let origin = RequestOrigin { max_len: self.max_len(origin), ..origin };
-        self.publish(Destination::Node(to), Payload::Forwarded(Box::new((origin, message))));
+        self.publish(Destination::Node(to), HubPayload::Forwarded(Box::new((origin, message))));
     }
 
-    /// Returns the node that a message belongs to: that of its tag or token, or this one.
+    /// Returns the node of a message's tag or token, or this node.
     fn belongs_to(&self, origin: RequestOrigin, message: &Message) -> NodeId {
         let nodes = &self.nodes;
         let named = match message {
@@ -371,7 +384,7 @@ impl Hub {
             }
             RequestBody::Trickle { token, cands, done, nat } => {
                 let trickled = self.handle_trickle(origin, token, cands, (done, nat));
-                // A WebSocket loses nothing: without a mid only failures are answered.
+                // A WebSocket loses nothing: without a `mid` only failures are answered.
                 let is_quiet = mid.is_none() && origin.route.udp_addr().is_none();
                 trickled.map(|answer| Some(answer).filter(|_| !is_quiet))
             }
@@ -384,7 +397,7 @@ impl Hub {
             | RequestBody::Open
             | RequestBody::Punch { .. } => Err(ErrorCode::Unsupported),
         };
-        // Otherwise another hub answers, or this one when others have answered.
+        // Otherwise another hub answers, or this one after the answers of others.
         if let Some(answered) = answered.transpose() {
             self.answer(origin, t, mid, answered);
         }

@@ -1,6 +1,6 @@
-//! The messages of signalling: one type for each message, and their vocabulary.
+//! The messages of signalling, one type for each.
 //!
-//! [`super::wire`] re-exports all of it, and reads and writes it.
+//! [`super::wire`] re-exports, parses and serialises them.
 
 pub use super::error_code::ErrorCode;
 pub use super::ice_description::{IceDescription, IceServer, NatType, ReflexiveAddress, ReportedPath};
@@ -10,12 +10,12 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::fmt;
 use std::net::SocketAddr;
 
-/// Names a client, from its registration to its end (S0-2).
+/// Identifies a client from its registration to its end (S0-2).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Tag(String);
 
-/// Identifies a call in each of its messages (S0-13).
+/// Identifies a call (S0-13).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Token(String);
@@ -23,10 +23,10 @@ pub struct Token(String);
 macro_rules! name {
     ($name:ident) => {
         impl $name {
-            /// The longest one in bytes.
+            /// Maximum length in bytes.
             pub const MAX: usize = 64;
 
-            /// Takes a text of 1 to [`Self::MAX`] bytes.
+            /// Creates it from a text of 1 to [`Self::MAX`] bytes.
             #[must_use]
             pub fn new(text: impl Into<String>) -> Option<Self> {
                 let text = text.into();
@@ -59,18 +59,18 @@ name!(Token);
 /// Any message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// Asks for something.
+    /// A request.
     Request(Request),
-    /// Answers a request.
+    /// A response.
     Response(Response),
 }
 
 /// A request, from either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Chosen by the origin and echoed (S0-33); may be missing (S0-5, S0-A24).
+    /// Chosen by the requester and repeated in the response (S0-33); may be missing (S0-5, S0-A24).
     pub mid: Option<i64>,
-    /// What is asked.
+    /// The content.
     pub body: RequestBody,
 }
 
@@ -79,27 +79,27 @@ pub struct Request {
 pub enum RequestBody {
     /// `t` = 1: registers and gets a tag (S0-1).
     Register {
-        /// The server's access key, for relay credentials.
+        /// An access key of the server or a JWT.
         key: Option<String>,
-        /// Owns a lasting tag: the same secret gets the same tag again, from wherever it comes (S0-A18).
+        /// Owns a permanent tag: the same secret always gets the same tag (S0-A18).
         secret: Option<String>,
-        /// The session's number: a higher one replaces a lower one, 0 to [`super::wire::MAX_EPOCH`].
+        /// The session number, 0 to [`super::wire::MAX_EPOCH`]; a higher one replaces a lower one.
         epoch: Option<i64>,
-        /// Owns a lasting tag instead of `secret`: shows that the origin holds a key.
+        /// Owns a permanent tag instead of `secret`, by the proof that the client has a key.
         proof: Option<Proof>,
         /// The local addresses of the punching socket (S1-4); `None` keeps the earlier ones.
         laddrs: Option<Vec<SocketAddr>>,
     },
     /// `t` = 2: keeps the tag (S0-3).
     Heartbeat {
-        /// The origin's own tag.
+        /// The client's own tag.
         tag: Tag,
     },
     /// `t` = 3: lists the other tags that are online (S0-6).
     List {
-        /// The origin's own tag.
+        /// The client's own tag.
         tag: Tag,
-        /// The last tag of the page before (S0-A22).
+        /// The last tag of the previous page (S0-A22).
         after: Option<Tag>,
     },
     /// `t` = 4: calls `rtag` (S0-8); sent from the punching socket (S0-A9).
@@ -111,7 +111,7 @@ pub enum RequestBody {
         /// The caller's description.
         ice: IceDescription,
     },
-    /// `t` = 5: asks for a nonce to sign.
+    /// `t` = 5: requests a nonce to sign.
     Challenge,
     /// `t` = 51, server to callee: an incoming call (S0-14).
     Notify {
@@ -133,7 +133,7 @@ pub enum RequestBody {
         /// The callee's description.
         ice: IceDescription,
     },
-    /// `t` = 53, server to both: asks whether they still punch (S0-24, S0-A8).
+    /// `t` = 53, server to both sides: asks whether they still punch (S0-24, S0-A8).
     Status {
         /// The call.
         token: Token,
@@ -144,35 +144,35 @@ pub enum RequestBody {
         token: Token,
         /// Candidate attribute values.
         cands: Vec<String>,
-        /// No more will come.
+        /// No more candidates follow.
         done: bool,
-        /// What the sender has found out about its NAT by now.
+        /// The sender's NAT type, if it is known.
         nat: Option<NatType>,
     },
     /// `t` = 55, peer to server to peer: ends the call.
     End {
         /// The call.
         token: Token,
-        /// Why, for people.
+        /// The reason, for people.
         reason: Option<String>,
     },
     /// `t` = 60, client to server: starts or stops watching tags.
     Watch {
-        /// Whom to watch.
+        /// The tags.
         tags: Vec<Tag>,
-        /// Whether to begin or to stop.
+        /// Starts the watches if true, ends them if false.
         watch: bool,
     },
-    /// `t` = 60, server to client, without `mid` and never answered: tags that came or went.
+    /// `t` = 60, server to client, without `mid` and never answered: tags that went online or offline.
     Presence {
-        /// Who can be called now.
+        /// Tags that are now online.
         online: Vec<Tag>,
-        /// Who cannot any more.
+        /// Tags that are now offline.
         offline: Vec<Tag>,
     },
     /// `t` = 101, callee to caller: opens the callee's NAT (S0-19).
     Open,
-    /// `t` = 102, caller to callee: tries the hole and keeps it open (S0-20, S0-22).
+    /// `t` = 102, caller to callee: opens the caller's NAT and keeps the mapping (S0-20, S0-22).
     Punch {
         /// The call.
         token: Token,
@@ -182,9 +182,9 @@ pub enum RequestBody {
 /// A response, from either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
-    /// The request's, unchanged (S0-33).
+    /// The `mid` of the request (S0-33).
     pub mid: Option<i64>,
-    /// What is answered.
+    /// The content.
     pub body: ResponseBody,
 }
 
@@ -193,24 +193,24 @@ pub struct Response {
 pub enum ResponseBody {
     /// `t` = -1 (S0-2).
     Registered {
-        /// The client's tag from now on.
+        /// The client's tag.
         tag: Tag,
-        /// ICE servers; relays only for those who showed an access key.
+        /// ICE servers; with a relay only for a key of the scope `relay`.
         ice_servers: Vec<IceServer>,
-        /// `host:port` of the server's second UDP port, which answers STUN Binding too.
+        /// `host:port` of the server's second UDP port, which also answers STUN Binding.
         stun2: Option<String>,
-        /// The session's number; of owned tags only.
+        /// The session number; only for tags with an owner.
         epoch: Option<i64>,
-        /// The server-reflexive address; by UDP only.
+        /// The server-reflexive address; only by UDP.
         seen: Option<ReflexiveAddress>,
     },
     /// `t` = -2 (S0-4).
     Alive,
     /// `t` = -3 (S0-6).
     Listed {
-        /// Sorted, never the origin's own (S0-7, S0-A22).
+        /// Sorted, without the requester's own tag (S0-7, S0-A22).
         tags: Vec<Tag>,
-        /// There are more after the last one.
+        /// Whether more tags follow the last one.
         more: bool,
     },
     /// `t` = -4 (S0-12).
@@ -220,7 +220,7 @@ pub enum ResponseBody {
     },
     /// `t` = -5.
     Challenged {
-        /// To be signed within [`super::Times::challenge`].
+        /// The nonce to sign within [`super::Times::challenge`].
         nonce: String,
     },
     /// `t` = -51, callee to server, from the punching socket (S0-15).
@@ -254,44 +254,44 @@ pub enum ResponseBody {
         /// The call.
         token: Token,
     },
-    /// `t` = -60: how those stand who were asked about.
+    /// `t` = -60: the current state of the requested tags.
     Watching {
-        /// Who can be called now.
+        /// Tags that are online.
         online: Vec<Tag>,
-        /// Who cannot.
+        /// Tags that are offline.
         offline: Vec<Tag>,
     },
-    /// `t` = -103, callee to caller (S0-21); -102 is understood as well (S0-A4).
+    /// `t` = -103, callee to caller (S0-21); -102 is accepted as well (S0-A4).
     Punched {
         /// The call.
         token: Token,
     },
-    /// `t` of the request, positive, with `code` and `em` (S0-38); a negative `t` is understood as well (S0-A1).
+    /// `t` of the request, positive, with `code` and `em` (S0-38); a negative `t` is accepted as well (S0-A1).
     Failed {
         /// The type of the request.
         t: MessageType,
         /// The call, if there is one (S0-A20).
         token: Option<Token>,
-        /// What went wrong.
+        /// The error.
         code: ErrorCode,
-        /// The same for people.
+        /// The error as text.
         em: String,
     },
 }
 
-/// Shows that a client holds an Ed25519 key (RFC 8032).
+/// Proof that a client has an Ed25519 key (RFC 8032).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     /// The public key.
     pub public: [u8; 32],
-    /// What the server gave out in -5, to the same address or connection.
+    /// The nonce of a -5 to the same address or connection.
     pub nonce: String,
-    /// Of [`Proof::text`].
+    /// The signature of [`Proof::text`].
     pub signature: Vec<u8>,
 }
 
 impl Proof {
-    /// Returns what is signed: four lines, the last one empty where no epoch is shown.
+    /// Returns the signed text: four lines, the last one empty without an epoch.
     #[must_use]
     pub fn text(&self, epoch: Option<i64>) -> String {
         let (key, epoch) = (BASE64URL_NOPAD.encode(&self.public), epoch.map(|epoch| epoch.to_string()));
@@ -338,7 +338,7 @@ impl ResponseBody {
 }
 
 impl Response {
-    /// Returns the failure of a request of type `t`, with the text that belongs to `code`.
+    /// Returns the failure of a request of type `t`, with the text of `code`.
     #[must_use]
     pub fn failure(t: MessageType, mid: Option<i64>, code: ErrorCode) -> Self {
         Self { mid, body: ResponseBody::Failed { t, token: None, code, em: code.text().to_owned() } }

@@ -1,9 +1,17 @@
-//! Signalling: connects two clients, with JSON in UDP datagrams or WebSocket texts.
+//! Signalling: two clients exchange their addresses through the server, as JSON in UDP datagrams or WebSocket texts.
 //!
-//! The protocol of tag, token and notify (S0-1 to S0-40) with further fields for ICE (`docs/wire/signaling.md`). A UDP
-//! client and a WebSocket client reach each other, since both are clients of one [`Hub`]. After each `handle_*`, drain
-//! `poll_output` and set a timer for `poll_timeout`.
+//! The protocol of tag, token and notify (S0-1 to S0-40), with further fields for ICE; see `docs/wire/signaling.md`. UDP and WebSocket clients
+//! can call each other: both are clients of the same [`Hub`].
 
+// The messages, which the agent also uses.
+mod envelope;
+mod error_code;
+mod ice_description;
+mod message;
+mod message_type;
+pub(crate) mod wire;
+
+// The server.
 #[cfg(feature = "server")]
 pub(crate) mod access;
 #[cfg(feature = "server")]
@@ -22,26 +30,16 @@ pub(crate) mod config;
 mod connections;
 #[cfg(feature = "server")]
 mod counters;
-#[cfg(any(feature = "server", feature = "agent"))]
-mod envelope;
-#[cfg(any(feature = "server", feature = "agent"))]
-mod error_code;
 #[cfg(feature = "server")]
 mod event_queue;
 #[cfg(feature = "server")]
 mod http;
 #[cfg(feature = "server")]
 mod hub_messages;
-#[cfg(any(feature = "server", feature = "agent"))]
-mod ice_description;
 #[cfg(feature = "server")]
 mod local_addresses;
 #[cfg(feature = "server")]
 pub(crate) mod machine;
-#[cfg(any(feature = "server", feature = "agent"))]
-mod message;
-#[cfg(any(feature = "server", feature = "agent"))]
-mod message_type;
 #[cfg(feature = "server")]
 pub(crate) mod nodes;
 #[cfg(feature = "server")]
@@ -60,8 +58,6 @@ mod registry;
 mod replies;
 #[cfg(feature = "server")]
 mod response_cache;
-#[cfg(test)]
-mod scenarios;
 #[cfg(feature = "server")]
 pub(crate) mod service;
 #[cfg(feature = "server")]
@@ -76,32 +72,26 @@ pub(crate) mod udp;
 mod watches;
 #[cfg(feature = "server")]
 mod websocket;
-#[cfg(any(feature = "server", feature = "agent"))]
-pub(crate) mod wire;
+
+#[cfg(test)]
+mod scenarios;
 
 #[cfg(feature = "server")]
-pub use crate::limits::Rate;
+pub use {
+    crate::limits::Rate,
+    access::{AccessKey, Jwt, JwtKey, Origins, Realm, Realms, Scopes},
+    bus::{Bus, Destination, HubMessage, SingleServer, Undelivered},
+    call_table::CallOutcomes,
+    client_addr::{ConnId, ServerPort},
+    config::{Config, Limits, NotifyFrom, Times},
+    counters::{HubCounters, RequestCounts},
+    machine::{Hub, Output},
+    nodes::NodeId,
+};
 #[cfg(feature = "server")]
-pub use access::{AccessKey, Jwt, JwtKey, Origins, Realm, Realms, Scopes};
-#[cfg(feature = "server")]
-pub(crate) use access::{Admitted, IceServers, Refusal};
-#[cfg(feature = "server")]
-pub use bus::{Bus, Destination, HubMessage, SingleServer, Undelivered};
-#[cfg(feature = "server")]
-pub use call_table::CallOutcomes;
-#[cfg(feature = "server")]
-pub use client_addr::{ConnId, ServerPort};
-#[cfg(feature = "server")]
-pub use config::{Config, Limits, NotifyFrom, Times};
-#[cfg(feature = "server")]
-pub use counters::{HubCounters, RequestCounts};
-#[cfg(feature = "server")]
-pub(crate) use http::{bearer, pages_let_in, status_of};
-#[cfg(feature = "server")]
-pub use machine::{Hub, Output};
-#[cfg(feature = "server")]
-pub use nodes::NodeId;
-#[cfg(feature = "server")]
-pub(crate) use service::{Handle, Service, start};
-#[cfg(feature = "server")]
-pub(crate) use udp::Sockets;
+pub(crate) use {
+    access::{Admitted, IceServers, Refusal},
+    http::{bearer, pages_let_in, status_of},
+    service::{Handle, Service, start},
+    udp::Sockets,
+};

@@ -1,4 +1,4 @@
-//! The servers that share one signalling service, and which of them a tag, a token or a call belongs to.
+//! The servers that share one signalling service, and the node of a tag, a token or a call.
 //!
 //! Each server runs one hub and is one node. A client's node is the one that it reaches. A tag belongs to the node that its last
 //! character names, and so do its registration and all calls to it; a token and a call number name their node in the same way. No
@@ -54,7 +54,7 @@ impl NodeSet {
     }
 }
 
-/// All nodes, as one of them sees them.
+/// All nodes, from the view of one of them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Nodes {
     own: NodeId,

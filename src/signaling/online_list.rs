@@ -1,7 +1,6 @@
-//! Who is online in which realm, in the order of the tags.
+//! The online tags of each realm, in order.
 //!
-//! The list is divided by the first two characters of the tags; a part is sorted when it is read. So being listed
-//! costs a client four bytes.
+//! Tags are grouped by their first two characters; a group is sorted when it is read. A listed client costs four bytes.
 
 use super::access::Realm;
 use super::tag_id::{LETTERS, TagId, base32};
@@ -12,17 +11,17 @@ use std::sync::Arc;
 /// The first two characters of a tag, by their ranks.
 type Part = (u8, u8);
 
-/// How many pages are kept.
+/// Maximum number of cached pages.
 const PAGES: usize = 16;
 
-/// The numbers of clients by realm and part, and pages that were read lately.
+/// The ids of clients by realm and group, and cached pages.
 #[derive(Debug, Default)]
 pub(super) struct OnlineList {
     realms: HashMap<Realm, BTreeMap<Part, Vec<u32>>>,
     pages: VecDeque<CachedPage>,
 }
 
-/// What was listed, until something changes between its beginning and its end.
+/// A cached page, valid until a tag in its range comes or goes.
 #[derive(Debug)]
 struct CachedPage {
     realm: Realm,
@@ -51,7 +50,7 @@ fn part_of(name: TagId) -> Part {
     (ranks.next().unwrap_or_default(), ranks.next().unwrap_or_default())
 }
 
-/// The first part that can have a tag after this one.
+/// Returns the first group that can contain a tag after `text`.
 fn part_after(text: &str) -> Part {
     let mut letters = text.bytes();
     let (Some(first), second) = (letters.next(), letters.next().unwrap_or_default()) else { return (0, 0) };
@@ -86,7 +85,7 @@ impl OnlineList {
         }
     }
 
-    /// Drops the pages that are not right any more.
+    /// Drops the cached pages that a change of this tag invalidates.
     fn changed(&mut self, realm: &Realm, name: TagId) {
         if !self.pages.is_empty() {
             let text = base32(&name.0);
@@ -94,13 +93,13 @@ impl OnlineList {
         }
     }
 
-    /// Returns what a page of `most` tags was when it was read last, if nothing has changed.
+    /// Returns a cached page of at most `most` tags after `after`.
     pub(super) fn page(&self, realm: &Realm, after: &str, most: usize) -> Option<Arc<[Tag]>> {
         let is_it = |page: &&CachedPage| page.realm == *realm && page.after == after && page.most == most;
         self.pages.iter().find(is_it).map(|page| Arc::clone(&page.tags))
     }
 
-    /// Keeps a page.
+    /// Caches a page.
     pub(super) fn keep(&mut self, realm: &Realm, after: &str, most: usize, tags: Arc<[Tag]>) {
         if self.pages.len() >= PAGES {
             self.pages.pop_front();
@@ -108,7 +107,7 @@ impl OnlineList {
         self.pages.push_back(CachedPage { realm: *realm, after: after.to_owned(), most, tags });
     }
 
-    /// Returns the tags of a realm after `after`, in order, with the numbers of their clients.
+    /// Returns the tags of a realm after `after`, in order, with the ids of their clients.
     pub(super) fn after<'a>(
         &'a self,
         realm: &Realm,

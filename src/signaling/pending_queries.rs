@@ -9,14 +9,14 @@ use crate::limits::Limit;
 use std::collections::{BTreeMap, HashMap};
 
 /// Maximum number of pending queries.
-const MOST: usize = 4096;
+const MAX_QUERIES: usize = 4096;
 
 /// A client request.
 #[derive(Debug)]
 pub(super) struct PendingQuery {
     pub(super) origin: RequestOrigin,
     pub(super) mid: Option<i64>,
-    waits: NodeSet,
+    missing: NodeSet,
     pub(super) what: Query,
 }
 
@@ -41,14 +41,14 @@ impl PendingQueries {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        let is_full = self.waiting.len() >= MOST;
+        let is_full = self.waiting.len() >= MAX_QUERIES;
         if is_full {
-            Limit::HubQueries.reached(MOST);
+            Limit::HubQueries.reached(MAX_QUERIES);
         }
         is_full
     }
 
-    /// Starts to wait for `hubs`; returns the id of the query.
+    /// Adds a query that missing for `hubs`; returns its id.
     pub(super) fn begin(
         &mut self,
         origin: RequestOrigin,
@@ -56,10 +56,10 @@ impl PendingQueries {
         what: Query,
         hubs: impl Iterator<Item = NodeId>,
     ) -> u64 {
-        let (id, mut waits) = (self.next, NodeSet::default());
+        let (id, mut missing) = (self.next, NodeSet::default());
         self.next += 1;
-        hubs.for_each(|hub| waits.insert(hub));
-        self.waiting.insert(id, PendingQuery { origin, mid, waits, what });
+        hubs.for_each(|hub| missing.insert(hub));
+        self.waiting.insert(id, PendingQuery { origin, mid, missing, what });
         id
     }
 
@@ -72,16 +72,16 @@ impl PendingQueries {
     ) -> Option<PendingQuery> {
         let query = self.waiting.get_mut(&id)?;
         answer(&mut query.what);
-        query.waits.remove(by);
-        if query.waits.is_empty() { self.waiting.remove(&id) } else { None }
+        query.missing.remove(by);
+        if query.missing.is_empty() { self.waiting.remove(&id) } else { None }
     }
 
-    /// Gives a question up.
-    pub(super) fn give_up(&mut self, id: u64) -> Option<PendingQuery> {
+    /// Removes a query that cannot be completed.
+    pub(super) fn remove(&mut self, id: u64) -> Option<PendingQuery> {
         self.waiting.remove(&id)
     }
 
-    /// Takes note of what has changed since a hub gave its answer.
+    /// Applies a presence change that arrived after a hub's answer.
     pub(super) fn note(&mut self, presence: &Presence) {
         for query in self.waiting.values_mut() {
             let Query::Watch { known, .. } = &mut query.what else { continue };
@@ -100,7 +100,7 @@ impl PendingQueries {
     }
 }
 
-/// Makes one page of what several hubs have: as many tags as fit, and none that comes after what a hub has left out.
+/// Merges the pages of several hubs: as many tags as fit, and none beyond the end of a hub's incomplete page.
 pub(super) fn merged(parts: Vec<(Vec<Tag>, bool)>, most: usize) -> (Vec<Tag>, bool) {
     let cut = parts.iter().filter(|(_, more)| *more).filter_map(|(tags, _)| tags.last()).min().cloned();
     let none_fits = parts.iter().any(|(tags, more)| *more && tags.is_empty());

@@ -1,4 +1,4 @@
-//! The server's requests to the two sides of a call, and what they need.
+//! The server's requests to the two sides of a call, and the context of a call's events.
 
 use super::call::CallRole;
 use super::config::Times;
@@ -7,27 +7,27 @@ use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a pending request takes besides its bytes, roughly.
+/// Approximate size of a pending request besides its text.
 const REQUEST_OVERHEAD: usize = 256;
 
-/// Sendings of 51 to a callee that was never shown to be at its address; with both ports that makes three datagrams.
+/// Transmissions of 51 to a callee whose address is not proven; with both ports three datagrams.
 pub(super) const UNPROVEN_COPIES: usize = 2;
 
-/// A request of the server's that waits for its answer (S0-40).
+/// A request of the server that waits for its answer (S0-40).
 #[derive(Debug)]
 pub(super) struct PendingRequest {
     pub(super) t: MessageType,
     pub(super) mid: i64,
     pub(super) to: CallRole,
-    /// Empty if it is never sent again.
+    /// Empty if it is not retransmitted.
     pub(super) text: String,
-    /// Its share of the memory for outstanding requests.
+    /// Its share of the memory for pending requests.
     pub(super) permit: Option<Permit<NetworkPrefix>>,
-    /// The same with all that it leaves out, for a callee that has answered.
+    /// The same request with all fields, sent once the callee has answered.
     pub(super) whole: Option<String>,
-    /// Most sendings, the first one counted.
+    /// Maximum number of transmissions, including the first.
     pub(super) copies: usize,
-    /// The waits after the sendings still to come.
+    /// The waits after the remaining transmissions.
     pub(super) waits: std::vec::IntoIter<Duration>,
     pub(super) due: Option<Instant>,
 }
@@ -39,20 +39,20 @@ impl PendingRequest {
     }
 }
 
-/// What a call needs from outside at one event.
+/// The context of one event of a call.
 pub(super) struct CallContext<'a> {
     pub(super) now: Instant,
     pub(super) times: &'a Times,
-    /// Most notices that may wait.
+    /// Maximum number of pending requests.
     pub(super) notices: usize,
-    /// The memory for outstanding requests.
+    /// The memory for pending requests.
     pub(super) texts: &'a Arc<Quota<NetworkPrefix>>,
-    /// Draws a fresh mid of this call.
+    /// Creates a new `mid` of this call.
     pub(super) mid: &'a mut dyn FnMut() -> i64,
 }
 
 impl CallContext<'_> {
-    /// Takes memory for a request of `len` bytes that `network` has caused.
+    /// Reserves memory for a request of `len` bytes, charged to `network`.
     pub(super) fn take_bytes(
         &self,
         network: NetworkPrefix,
@@ -65,12 +65,11 @@ impl CallContext<'_> {
     }
 }
 
-/// A notice more, or its text, would be over a cap.
+/// A limit of pending requests or of their memory is reached.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooMany;
 
-/// Writes a request that carries `ice`, without what does not fit: the SDP is dropped first, then candidates
-/// from the end, then all.
+/// Encodes a request with `ice` in at most `max_len` bytes: the SDP is left out first, then candidates from the end, then all of it.
 pub(super) fn fitting(
     mid: i64,
     mut ice: IceDescription,

@@ -1,7 +1,7 @@
 //! Presence: the handlers of registration (t=1), heartbeat (2), list (3) and watch (60).
 
 use super::access::{self, Admitted, Realm};
-use super::bus::{Destination, LISTED, ListPage, Payload, Presence, RealmTag};
+use super::bus::{Destination, HubPayload, LISTED, ListPage, Presence, RealmTag};
 use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::local_addresses::LocalAddresses;
 use super::machine::{Hub, Output, RequestOrigin};
@@ -21,14 +21,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// How much longer than its request the answer to t=60 may be, besides the tags.
-const WATCH_ROOM: usize = 128;
+/// The maximum length of the answer to t=60, without the tags, minus that of the request.
+const WATCH_OVERHEAD: usize = 128;
 
-/// New sessions are numbered by the clock, so that the numbers grow over a restart of the server, and so coarsely that a session
-/// which counts on does not reach the next one's number.
+/// New sessions are numbered by the clock, so that the numbers grow across restarts of the server. The step per second is large, so that
+/// a session that increments its number does not reach that of the next one.
 const EPOCHS_PER_SECOND: i64 = 1000;
 
-/// The proof of ownership in a registration.
+/// The claim to a tag in a registration: a secret or a proof, with the epoch.
 #[derive(Debug, Clone)]
 pub(super) struct TagClaim<'a> {
     pub(super) secret: Option<&'a str>,
@@ -38,7 +38,7 @@ pub(super) struct TagClaim<'a> {
 }
 
 impl Hub {
-    /// t=1. A client that has a tag keeps it; a secret or a key moves its tag to where it is shown (S0-A18).
+    /// Handles t=1. A client keeps the tag that it has; a secret or a key moves its tag to the requester (S0-A18).
     pub(super) fn handle_register(
         &mut self,
         origin: RequestOrigin,
@@ -65,9 +65,9 @@ impl Hub {
             return Err(ErrorCode::Revoked);
         }
         let (route, network, admin) = (origin.route, origin.network, scopes.admin);
-        self.enter(origin.now, NewRegistration { name, route, network, realm, admin, epoch })?;
+        self.assign_tag(origin.now, NewRegistration { name, route, network, realm, admin, epoch })?;
         if claim.proof.is_some() {
-            // The nonce came back from there.
+            // The nonce was sent to this address.
             self.registry.prove(origin.route.addr);
         }
         self.notify_assigned(origin, admin, realm);
@@ -100,7 +100,7 @@ impl Hub {
         Some(ReflexiveAddress { addr: seen, nat })
     }
 
-    /// Checks a key or JWT; one that needs a signature check is charged like those of tags.
+    /// Checks a key or JWT; a signature check is charged like that of a tag.
     fn admit(&mut self, origin: RequestOrigin, shown: &str) -> Result<Admitted, ErrorCode> {
         if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
             self.charge_signature(origin)?;
@@ -111,7 +111,7 @@ impl Hub {
         })
     }
 
-    /// Charges a signature check, the most expensive part of a message.
+    /// Charges a signature check, the most expensive operation of a message.
     fn charge_signature(&mut self, origin: RequestOrigin) -> Result<(), ErrorCode> {
         if self.proofs.try_take(&origin.network, origin.now.mono, 1) {
             return Ok(());
@@ -138,8 +138,8 @@ impl Hub {
         Ok(tag_ownership::owned_tag_id(claim.secret, claim.proof))
     }
 
-    /// Returns the session number of an owned tag. One that shows a number proves itself newer than the holder by a
-    /// higher one; one that shows none has just begun, and is the newest.
+    /// Returns the session number of an owned tag. A session with a number is newer than the holder if its number is higher; one without a
+    /// number is new and gets the highest.
     fn epoch(&self, origin: RequestOrigin, name: TagId, shown: Option<i64>) -> Result<i64, ErrorCode> {
         let holder = self.registry.by_tag_id(name);
         let held = holder.and_then(|client| client.epoch);
@@ -158,32 +158,34 @@ impl Hub {
         }
     }
 
-    /// Assigns a tag to the origin. A client that had the tag before gets the reason.
-    fn enter(&mut self, now: Now, entry: NewRegistration) -> Result<(), ErrorCode> {
+    /// Assigns a tag to the origin. The former owner is notified.
+    fn assign_tag(&mut self, now: Now, entry: NewRegistration) -> Result<(), ErrorCode> {
         let (name, addr) = (entry.name, entry.route.addr);
         if self.registry.by_tag_id(name).is_some_and(|client| client.route.addr == addr) {
             self.registry.renew(entry);
             return Ok(());
         }
-        // Whoever is refused takes nothing from the holder.
-        let left = self.registry.enter(now.mono, entry).map_err(|_| ErrorCode::TooMany)?;
+        // A refused registration does not affect the holder.
+        let left = self.registry.insert(now.mono, entry).map_err(|_| ErrorCode::TooMany)?;
         for older in left.into_iter().filter(|older| older.name == name) {
             self.dismiss(now, &older, ErrorCode::Replaced);
         }
         Ok(())
     }
 
-    /// Notifies the client's node that its tag belongs to this one.
+    /// Notifies the client's node that this node has its tag.
     fn notify_assigned(&mut self, origin: RequestOrigin, admin: bool, realm: Realm) {
         let ClientRoute { addr, node, .. } = origin.route;
         let by = self.nodes.own();
         match node == by {
             true => self.note_assigned(origin.now, addr, by, (admin, realm)),
-            false => self.publish(Destination::Node(node), Payload::TagAssigned { addr, admin, realm, by }),
+            false => {
+                self.publish(Destination::Node(node), HubPayload::TagAssigned { addr, admin, realm, by })
+            }
         }
     }
 
-    /// Notes, at a client's node, which node its tag belongs to.
+    /// Records, at a client's node, which node its tag belongs to.
     pub(super) fn note_assigned(
         &mut self,
         now: Now,
@@ -200,10 +202,10 @@ impl Hub {
             ClientAddr::Udp(_) => self.away.insert(addr, at),
             ClientAddr::WebSocket(conn) => {
                 let Some(web) = self.websockets.get_mut(&conn) else {
-                    // It has ended meanwhile.
+                    // The WebSocket has been closed in the meantime.
                     return match at == own {
                         true => self.leave(now, addr),
-                        false => self.publish(Destination::Node(at), Payload::ClientGone { addr }),
+                        false => self.publish(Destination::Node(at), HubPayload::ClientGone { addr }),
                     };
                 };
                 web.admin = admin;
@@ -215,7 +217,7 @@ impl Hub {
             }
         };
         if let Some(before) = before.filter(|before| *before != at && *before != own) {
-            self.publish(Destination::Node(before), Payload::ClientReleased { addr });
+            self.publish(Destination::Node(before), HubPayload::ClientReleased { addr });
         }
     }
 
@@ -223,13 +225,13 @@ impl Hub {
     fn notify_ended(&mut self, ClientRoute { addr, node, .. }: ClientRoute) {
         let by = self.nodes.own();
         if matches!(addr, ClientAddr::Udp(_)) && node != by && self.registry.by_addr(addr).is_none() {
-            self.publish(Destination::Node(node), Payload::TagEnded { addr, by });
+            self.publish(Destination::Node(node), HubPayload::TagEnded { addr, by });
         }
     }
 
-    /// Sends a client the reason why it has lost its tag, and closes its WebSocket.
+    /// Notifies a client that it has lost its tag, and closes its WebSocket.
     fn dismiss(&mut self, now: Now, client: &Registration, why: ErrorCode) {
-        // No datagram goes to an address that is not proven.
+        // Nothing is sent to an unproven address.
         if client.proven {
             self.send(
                 client.route,
@@ -240,7 +242,7 @@ impl Hub {
         let ClientRoute { addr, node, .. } = client.route;
         match addr {
             ClientAddr::WebSocket(conn) if node == self.nodes.own() => self.disconnect(now, conn),
-            ClientAddr::WebSocket(conn) => self.publish(Destination::Node(node), Payload::Close { conn }),
+            ClientAddr::WebSocket(conn) => self.publish(Destination::Node(node), HubPayload::Close { conn }),
             ClientAddr::Udp(_) => {}
         }
     }
@@ -248,14 +250,14 @@ impl Hub {
     /// Handles the revocation of a tag: it is offline at once, and its calls end.
     pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
         self.withdraw(now, tag);
-        // Its calls may be at other hubs.
+        // Other hubs may have calls of this tag.
         for hub in self.nodes.others() {
-            self.publish(Destination::Node(hub), Payload::CallerRevoked { tag: tag.clone() });
+            self.publish(Destination::Node(hub), HubPayload::CallerRevoked { tag: tag.clone() });
         }
         if let Some(client) = TagId::of(tag).and_then(|name| self.registry.remove_tag(name)) {
             self.dismiss(now, &client, ErrorCode::Revoked);
         }
-        self.tell_changes(now.mono);
+        self.send_presence_changes(now.mono);
     }
 
     /// Ends the calls of a revoked tag.
@@ -265,7 +267,7 @@ impl Hub {
         }
     }
 
-    /// t=2.
+    /// Handles t=2.
     pub(super) fn handle_heartbeat(
         &mut self,
         origin: RequestOrigin,
@@ -275,7 +277,7 @@ impl Hub {
         Ok(ResponseBody::Alive)
     }
 
-    /// t=3: as many tags as fit (S0-A15). Other hubs are queried first.
+    /// Handles t=3: returns as many tags as fit (S0-A15). Other hubs are queried first.
     pub(super) fn handle_list(
         &mut self,
         origin: RequestOrigin,
@@ -309,12 +311,12 @@ impl Hub {
         let id = self.queries.begin(origin, mid, what, self.nodes.others());
         let by = self.nodes.own();
         for hub in self.nodes.others() {
-            self.publish(Destination::Node(hub), Payload::List { id, by, page: Box::new(page.clone()) });
+            self.publish(Destination::Node(hub), HubPayload::List { id, by, page: Box::new(page.clone()) });
         }
         Ok(None)
     }
 
-    /// t=60, only over WebSocket: UDP clients poll with t=3.
+    /// Handles t=60, only over WebSocket: UDP clients poll with t=3.
     pub(super) fn handle_watch(
         &mut self,
         origin: RequestOrigin,
@@ -328,7 +330,7 @@ impl Hub {
         if !(self.config.presence || web.admin) {
             return Err(ErrorCode::NotAllowed);
         }
-        if origin.size + WATCH_ROOM > origin.route.max_len() {
+        if origin.size + WATCH_OVERHEAD > origin.route.max_len() {
             return Err(ErrorCode::TooMany);
         }
         let wanted: Vec<RealmTag> = tags.into_iter().map(|tag| (web.realm, tag)).collect();
@@ -336,35 +338,35 @@ impl Hub {
             self.watches.stop(conn, &wanted);
             return Ok(Some(ResponseBody::Watching { online: Vec::new(), offline: Vec::new() }));
         }
-        if !self.watches.have_room(conn, &wanted) || self.queries.is_full() {
+        if !self.watches.has_room(conn, &wanted) || self.queries.is_full() {
             return Err(ErrorCode::TooMany);
         }
-        let asked = self.unknown(&wanted);
-        if asked.is_empty() {
+        let missing = self.missing_states(&wanted);
+        if missing.is_empty() {
             return self.begin_watch(conn, wanted, &HashMap::new()).map(Some);
         }
-        // Those who watch some of it may be gone before all is known.
+        // Other watchers may leave before all answers have arrived, so known states are copied.
         let foreign = wanted.iter().filter(|what| self.nodes.of_tag(&what.1) != self.nodes.own());
         let known = foreign.filter_map(|what| Some((what.clone(), self.watches.state(what)?))).collect();
         let what = Query::Watch { conn, wanted, known };
-        let id = self.queries.begin(origin, mid, what, asked.keys().copied());
+        let id = self.queries.begin(origin, mid, what, missing.keys().copied());
         let by = self.nodes.own();
-        for (hub, wanted) in asked {
-            self.publish(Destination::Node(hub), Payload::Watch { id, by, wanted });
+        for (hub, wanted) in missing {
+            self.publish(Destination::Node(hub), HubPayload::Watch { id, by, wanted });
         }
         Ok(None)
     }
 
-    /// Returns the tags that only other hubs know, by hub.
-    fn unknown(&self, wanted: &[RealmTag]) -> BTreeMap<NodeId, Vec<RealmTag>> {
-        let mut asked: BTreeMap<NodeId, Vec<RealmTag>> = BTreeMap::new();
+    /// Returns the tags whose state only other hubs know, by hub.
+    fn missing_states(&self, wanted: &[RealmTag]) -> BTreeMap<NodeId, Vec<RealmTag>> {
+        let mut missing: BTreeMap<NodeId, Vec<RealmTag>> = BTreeMap::new();
         for what in wanted.iter().filter(|what| !self.watches.has(what)) {
             let hub = self.nodes.of_tag(&what.1);
             if hub != self.nodes.own() {
-                asked.entry(hub).or_default().push(what.clone());
+                missing.entry(hub).or_default().push(what.clone());
             }
         }
-        asked
+        missing
     }
 
     pub(super) fn begin_watch(
@@ -376,13 +378,13 @@ impl Hub {
         let registry = &self.registry;
         let is_online =
             |what: &RealmTag| known.get(what).copied().unwrap_or_else(|| registry.is_online(what));
-        let told = self.watches.begin(conn, wanted, is_online);
-        let (online, offline) = told.map_err(|_| ErrorCode::TooMany)?;
+        let states = self.watches.begin(conn, wanted, is_online);
+        let (online, offline) = states.map_err(|_| ErrorCode::TooMany)?;
         Ok(ResponseBody::Watching { online, offline })
     }
 
-    /// Notifies the watchers of tags that came or went. A tag that only moved did neither.
-    pub(super) fn tell_changes(&mut self, now: Instant) {
+    /// Notifies the watchers of tags that went online or offline. A tag that only moved did neither.
+    pub(super) fn send_presence_changes(&mut self, now: Instant) {
         let changes = self.registry.take_changes();
         for gone in changes.iter().filter_map(|change| change.gone) {
             self.notify_ended(gone);
@@ -393,7 +395,7 @@ impl Hub {
                 let online = self.registry.is_online(&what);
                 presence.push((what, online));
             }
-            self.tell_hubs(&presence);
+            self.publish_presence(&presence);
             self.note_presence(now, presence);
         }
         self.watches.handle_timeout(now);
@@ -401,10 +403,10 @@ impl Hub {
             let event = Request { mid: None, body: RequestBody::Presence { online, offline } };
             self.outputs.push_back(Output::Text { conn, text: event.encode() });
         }
-        self.end_forsaken();
+        self.end_unused_subscriptions();
     }
 
-    fn tell_hubs(&mut self, presence: &Presence) {
+    fn publish_presence(&mut self, presence: &Presence) {
         let mut news: BTreeMap<NodeId, Presence> = BTreeMap::new();
         for (what, online) in presence {
             for hub in self.subscriptions.of(what) {
@@ -412,7 +414,7 @@ impl Hub {
             }
         }
         for (hub, presence) in news {
-            self.publish(Destination::Node(hub), Payload::Presence { presence });
+            self.publish(Destination::Node(hub), HubPayload::Presence { presence });
         }
     }
 
@@ -422,10 +424,10 @@ impl Hub {
         }
     }
 
-    /// Ends the subscriptions that nobody here needs any more.
-    fn end_forsaken(&mut self) {
+    /// Ends the subscriptions that no watch of this hub needs any more.
+    fn end_unused_subscriptions(&mut self) {
         let mut ended: BTreeMap<NodeId, Vec<RealmTag>> = BTreeMap::new();
-        for what in self.watches.take_forsaken() {
+        for what in self.watches.take_unsubscribed() {
             let hub = self.nodes.of_tag(&what.1);
             if hub != self.nodes.own() && !self.watches.has(&what) && !self.queries.want(&what) {
                 ended.entry(hub).or_default().push(what);
@@ -433,11 +435,11 @@ impl Hub {
         }
         let by = self.nodes.own();
         for (hub, ended) in ended {
-            self.publish(Destination::Node(hub), Payload::Unwatch { by, ended });
+            self.publish(Destination::Node(hub), HubPayload::Unwatch { by, ended });
         }
     }
 
-    /// Draws a tag that belongs to this node.
+    /// Generates a tag that belongs to this node.
     fn new_tag_id(&mut self) -> TagId {
         loop {
             let mut bytes = [0; TAG_BYTES];

@@ -1,8 +1,7 @@
-//! Who is online: tags, where their owners are, and how long they last.
+//! The registry of online clients: tags, their routes and their lifetimes.
 //!
-//! One route has one tag. A UDP client's tag lives as long as its heartbeats come (S0-41), a WebSocket client's as long
-//! as its connection (S0-A23). Most clients are idle: each is stored once in a slab, and each
-//! index entry for it takes a few bytes.
+//! Each client has one tag. A UDP client's tag lasts while its heartbeats arrive (S0-41), a WebSocket client's as long as its connection
+//! (S0-A23). Most clients are idle: each is stored once in a slab, and an index entry takes a few bytes.
 
 use super::access::Realm;
 use super::bus::{ListPage, RealmTag};
@@ -22,25 +21,25 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Stands for a client among all.
-type Id = u32;
+/// The slab key of a client.
+type ClientKey = u32;
 
-/// One client.
+/// A registered client.
 #[derive(Debug)]
 pub(super) struct Registration {
     pub(super) name: TagId,
-    /// The client was shown to be at its address: nobody who only writes that address as a source gets this far.
+    /// The client's address is proven: a forged source address cannot reach this state.
     pub(super) proven: bool,
-    /// It may list and watch even if that is disabled for others.
+    /// It may list and watch even where that is disabled for others.
     pub(super) admin: bool,
-    /// Others got this tag before its owner used it, so that using it proves nothing.
+    /// Others may know this tag before its owner has used it, so that its use proves nothing.
     shown: bool,
     /// Its owner has used it.
     confirmed: bool,
     /// The nodes of the tags that it has called.
     pub(super) called: NodeSet,
     pub(super) route: ClientRoute,
-    /// The session's number; of owned tags only.
+    /// The session number; only for tags with an owner.
     pub(super) epoch: Option<i64>,
     pub(super) realm: Realm,
     /// Its local addresses (S1-2).
@@ -69,25 +68,25 @@ pub(super) struct PresenceChange {
     pub(super) gone: Option<ClientRoute>,
 }
 
-/// Numbers of clients under the hash of something that lies with them.
+/// Client ids, hashed by a field of the client.
 #[derive(Debug, Default)]
 struct Index {
     hasher: RandomState,
-    ids: HashTable<Id>,
+    ids: HashTable<ClientKey>,
 }
 
 impl Index {
-    fn find(&self, key: &impl Hash, is_it: impl Fn(Id) -> bool) -> Option<Id> {
+    fn find(&self, key: &impl Hash, is_it: impl Fn(ClientKey) -> bool) -> Option<ClientKey> {
         self.ids.find(self.hasher.hash_one(key), |id| is_it(*id)).copied()
     }
 
-    fn insert<K: Hash>(&mut self, key: &K, id: Id, key_of: impl Fn(Id) -> Option<K>) {
+    fn insert<K: Hash>(&mut self, key: &K, id: ClientKey, key_of: impl Fn(ClientKey) -> Option<K>) {
         let hasher = &self.hasher;
-        let hash_of = |id: &Id| key_of(*id).map_or(0, |key| hasher.hash_one(key));
+        let hash_of = |id: &ClientKey| key_of(*id).map_or(0, |key| hasher.hash_one(key));
         self.ids.insert_unique(hasher.hash_one(key), id, hash_of);
     }
 
-    fn remove(&mut self, key: &impl Hash, id: Id) {
+    fn remove(&mut self, key: &impl Hash, id: ClientKey) {
         if let Ok(entry) = self.ids.find_entry(self.hasher.hash_one(key), |other| *other == id) {
             entry.remove();
         }
@@ -104,9 +103,9 @@ pub(super) struct Registry {
     by_tag_id: Index,
     by_addr: Index,
     online_list: OnlineList,
-    unconfirmed: BTreeSet<(Instant, Id)>,
-    expiry: Deadlines<Id>,
-    /// What happened since somebody looked.
+    unconfirmed: BTreeSet<(Instant, ClientKey)>,
+    expiry: Deadlines<ClientKey>,
+    /// Changes since the last [`Registry::take_changes`].
     changes: Vec<PresenceChange>,
 }
 
@@ -130,19 +129,19 @@ impl Registry {
         self.clients.len()
     }
 
-    fn client(&self, id: Id) -> Option<&Registration> {
+    fn client(&self, id: ClientKey) -> Option<&Registration> {
         self.clients.get(id as usize)
     }
 
-    fn client_mut(&mut self, id: Id) -> Option<&mut Registration> {
+    fn client_mut(&mut self, id: ClientKey) -> Option<&mut Registration> {
         self.clients.get_mut(id as usize)
     }
 
-    fn key_of_tag(&self, name: TagId) -> Option<Id> {
+    fn key_of_tag(&self, name: TagId) -> Option<ClientKey> {
         self.by_tag_id.find(&name, |id| self.client(id).is_some_and(|client| client.name == name))
     }
 
-    fn key_of_addr(&self, addr: ClientAddr) -> Option<Id> {
+    fn key_of_addr(&self, addr: ClientAddr) -> Option<ClientKey> {
         self.by_addr.find(&addr, |id| self.client(id).is_some_and(|client| client.route.addr == addr))
     }
 
@@ -163,14 +162,14 @@ impl Registry {
         self.client(self.key_of_addr(addr)?)
     }
 
-    /// Enters a client in place of what its route had and of whoever had its name; returns those. Where there is no room, nothing
-    /// happens.
-    pub(super) fn enter(
+    /// Inserts a client. Removes and returns the client with the same address and the one with the same tag. Changes nothing if a limit is
+    /// reached.
+    pub(super) fn insert(
         &mut self,
         now: Instant,
         entry: NewRegistration,
     ) -> Result<Vec<Registration>, Exceeded> {
-        let ids: BTreeSet<Id> =
+        let ids: BTreeSet<ClientKey> =
             self.key_of_tag(entry.name).into_iter().chain(self.key_of_addr(entry.route.addr)).collect();
         let permit = match self.permit_for(&ids, entry.network) {
             Err(Exceeded::Total) if self.evict(now) => self.permit_for(&ids, entry.network),
@@ -183,18 +182,18 @@ impl Registry {
             };
             limit.reached(self.quota.max(*exceeded));
         })?;
-        let left = ids.into_iter().filter_map(|id| self.take_out(id)).collect();
-        self.put_in(now, entry, permit);
+        let left = ids.into_iter().filter_map(|id| self.remove(id)).collect();
+        self.insert_new(now, entry, permit);
         Ok(left)
     }
 
-    /// Returns the permit of one of the clients that are `leaving`, reassigned to `network`, or a new one where none is.
+    /// Returns a permit for `network`: that of a removed client where there is one, otherwise a new one.
     fn permit_for(
         &mut self,
-        leaving: &BTreeSet<Id>,
+        leaving: &BTreeSet<ClientKey>,
         network: NetworkPrefix,
     ) -> Result<Permit<NetworkPrefix>, Exceeded> {
-        let stays = |id: &&Id| self.client(**id).is_some_and(|client| client.network == network);
+        let stays = |id: &&ClientKey| self.client(**id).is_some_and(|client| client.network == network);
         let reused = leaving.iter().find(stays).or(leaving.first()).copied();
         let client = reused.and_then(|id| self.clients.get_mut(id as usize));
         let Some(permit) = client.map(|client| &mut client.permit) else {
@@ -204,7 +203,7 @@ impl Registry {
         permit.take().map_or_else(|| self.quota.acquire(network, 1), Ok)
     }
 
-    fn put_in(&mut self, now: Instant, entry: NewRegistration, permit: Permit<NetworkPrefix>) {
+    fn insert_new(&mut self, now: Instant, entry: NewRegistration, permit: Permit<NetworkPrefix>) {
         let NewRegistration { name, route, network, realm, admin, epoch } = entry;
         let on_web = matches!(route.addr, ClientAddr::WebSocket(_));
         let client = Registration {
@@ -224,7 +223,7 @@ impl Registry {
             since: now,
         };
         // There are never 2^32 clients.
-        let id = self.clients.insert(client) as Id;
+        let id = self.clients.insert(client) as ClientKey;
         let clients = &self.clients;
         self.by_tag_id.insert(&name, id, |id| Some(clients.get(id as usize)?.name));
         self.by_addr.insert(&route.addr, id, |id| Some(clients.get(id as usize)?.route.addr));
@@ -236,7 +235,7 @@ impl Registry {
         self.changes.push(PresenceChange { name, realm, gone: None });
     }
 
-    /// Notes what a client has shown that registers again: its session's number, what it may do, and which realm it is in.
+    /// Updates the epoch, permissions and realm of a client that registers again.
     pub(super) fn renew(&mut self, entry: NewRegistration) {
         let Some(id) = self.key_of_tag(entry.name) else { return };
         let Some(client) = self.clients.get_mut(id as usize) else { return };
@@ -253,8 +252,8 @@ impl Registry {
         }
     }
 
-    /// Notes that a client has called somebody who belongs to another hub.
-    pub(super) fn note_call(&mut self, name: TagId, node: NodeId) {
+    /// Records that a client has called a tag of another node.
+    pub(super) fn record_call(&mut self, name: TagId, node: NodeId) {
         if let Some(client) = self.key_of_tag(name).and_then(|id| self.client_mut(id)) {
             client.called.insert(node);
         }
@@ -267,10 +266,10 @@ impl Registry {
         else {
             return false;
         };
-        self.take_out(id).is_some()
+        self.remove(id).is_some()
     }
 
-    /// Notes that the owner of `tag` has used it from `addr`; `None` where it is not the owner.
+    /// Records that the owner of `tag` has used it from `addr`; returns `None` if `addr` is not its owner.
     pub(super) fn touch(&mut self, now: Instant, tag: &Tag, addr: ClientAddr) -> Option<&Registration> {
         let id = self.key_of_tag(TagId::of(tag)?)?;
         let client = self.clients.get_mut(id as usize).filter(|client| client.route.addr == addr)?;
@@ -285,7 +284,7 @@ impl Registry {
         Some(client)
     }
 
-    /// Notes that `addr` is proven: it has sent what only it was sent.
+    /// Marks `addr` as proven: it has returned something that was sent only to it.
     pub(super) fn prove(&mut self, addr: ClientAddr) {
         if let Some(client) = self.key_of_addr(addr).and_then(|id| self.client_mut(id)) {
             client.proven = true;
@@ -299,10 +298,10 @@ impl Registry {
         }
     }
 
-    /// Returns the tags of a page, sorted, as many as fit, and whether more are left (S0-A22).
+    /// Returns one page of tags, sorted, and whether more follow (S0-A22).
     pub(super) fn page(&mut self, page: &ListPage) -> (Vec<Tag>, bool) {
         let after = page.after.as_ref().map_or("", Tag::as_str);
-        // One more shows whether there are more, and one may be the client's own.
+        // One tag more shows whether another page follows; another one may be the client's own.
         let (most, read) = (page.most(), page.most() + 2);
         let kept = self.online_list.page(&page.realm, after, read);
         let tags = kept.unwrap_or_else(|| self.read_page(&page.realm, after, read));
@@ -313,11 +312,12 @@ impl Registry {
         (others, more)
     }
 
-    /// Reads a page and notes that its tags are known to others from now on.
+    /// Reads a page and records that others know its tags from now on.
     fn read_page(&mut self, realm: &Realm, after: &str, most: usize) -> Arc<[Tag]> {
         let clients = &self.clients;
-        let name_of = |id: Id| Some(clients.get(id as usize)?.name);
-        let listed: Vec<(String, Id)> = self.online_list.after(realm, after, name_of).take(most).collect();
+        let name_of = |id: ClientKey| Some(clients.get(id as usize)?.name);
+        let listed: Vec<(String, ClientKey)> =
+            self.online_list.after(realm, after, name_of).take(most).collect();
         for (_, id) in &listed {
             if let Some(client) = self.client_mut(*id) {
                 client.shown |= !client.confirmed;
@@ -329,29 +329,29 @@ impl Registry {
     }
 
     pub(super) fn remove_tag(&mut self, name: TagId) -> Option<Registration> {
-        self.key_of_tag(name).and_then(|id| self.take_out(id))
+        self.key_of_tag(name).and_then(|id| self.remove(id))
     }
 
     pub(super) fn remove_addr(&mut self, addr: ClientAddr) -> Option<Registration> {
-        self.key_of_addr(addr).and_then(|id| self.take_out(id))
+        self.key_of_addr(addr).and_then(|id| self.remove(id))
     }
 
     /// Removes one client whose heartbeats have stopped.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Registration> {
         let id = self.expiry.pop_due(now)?;
-        self.take_out(id)
+        self.remove(id)
     }
 
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.expiry.next()
     }
 
-    /// Returns what happened since the last call.
+    /// Returns the changes since the last call.
     pub(super) fn take_changes(&mut self) -> Vec<PresenceChange> {
         std::mem::take(&mut self.changes)
     }
 
-    fn take_out(&mut self, id: Id) -> Option<Registration> {
+    fn remove(&mut self, id: ClientKey) -> Option<Registration> {
         let mut client = self.clients.try_remove(id as usize)?;
         client.permit = None;
         self.by_tag_id.remove(&client.name, id);

@@ -1,19 +1,19 @@
 //! Replies to clients: cached for retransmissions, and limited in length until the client's address is proven.
 
-use super::bus::{Destination, Payload};
+use super::bus::{Destination, HubPayload};
 use super::client_addr::{ClientAddr, ClientRoute, ServerPort};
 use super::machine::{Hub, Output, RequestOrigin};
 use super::response_cache::RequestId;
 use super::wire::{ErrorCode, MessageType, Response, ResponseBody};
 
-/// The IP and UDP headers, which count when a reply is held against its request.
+/// The length of the IP and UDP headers, counted on both sides of the comparison with the request.
 const HEADERS: usize = 28;
-/// How much longer than its request a reply may be before the client's address is proven.
+/// The maximum ratio of a reply to its request until the client's address is proven.
 const AMPLIFICATION: usize = 3;
-/// Requests whose retransmission must not take effect twice (S0-A14). A second heartbeat does no harm.
+/// Requests whose retransmission must not take effect twice (S0-A14). A second heartbeat is harmless.
 const ACTS_ONCE: [MessageType; 5] =
     [MessageType::Register, MessageType::List, MessageType::Call, MessageType::Trickle, MessageType::End];
-/// The same on a WebSocket, where nothing is retransmitted, but a second call would notify twice.
+/// The same on a WebSocket: nothing is retransmitted there, but a second call would notify twice.
 const ACTS_ONCE_ON_WEB: [MessageType; 1] = [MessageType::Call];
 
 impl Hub {
@@ -32,11 +32,10 @@ impl Hub {
                 Response::failure(t, mid, code)
             }
         };
-        tracing::debug!(?t, ok = answered_well(&response), "request");
+        tracing::debug!(?t, ok = is_success(&response), "request");
         let text = response.encode();
-        if let Some(asked) = origin.request_id(t, mid).filter(|_| !is_refusal(&response, ErrorCode::TooMany))
-        {
-            self.responses.keep(asked, &text, origin.now.mono);
+        if let Some(id) = origin.request_id(t, mid).filter(|_| !is_refusal(&response, ErrorCode::TooMany)) {
+            self.responses.insert(id, &text, origin.now.mono);
         }
         self.reply(origin, &text);
         if let ResponseBody::Registered { tag, .. } = &response.body {
@@ -49,7 +48,7 @@ impl Hub {
 
     /// Answers a retransmission from the cache; returns whether it was one.
     pub(super) fn answer_again(&mut self, origin: RequestOrigin, t: MessageType, mid: Option<i64>) -> bool {
-        let text = origin.request_id(t, mid).and_then(|asked| self.responses.get(asked, origin.now.mono));
+        let text = origin.request_id(t, mid).and_then(|id| self.responses.get(id, origin.now.mono));
         if let Some(text) = &text {
             self.reply(origin, text);
         }
@@ -59,7 +58,7 @@ impl Hub {
     /// Sends a message to a client, by way of the node that the client is connected to.
     pub(super) fn send(&mut self, route: ClientRoute, port: ServerPort, text: &str) {
         if route.node != self.nodes.own() {
-            let deliver = Payload::Deliver { route, port, text: text.to_owned() };
+            let deliver = HubPayload::Deliver { route, port, text: text.to_owned() };
             return self.publish(Destination::Node(route.node), deliver);
         }
         match route.addr {
@@ -70,7 +69,7 @@ impl Hub {
             ClientAddr::WebSocket(conn) if self.websockets.contains_key(&conn) => {
                 self.outputs.push_back(Output::Text { conn, text: text.to_owned() });
             }
-            // It has closed meanwhile.
+            // The WebSocket has been closed in the meantime.
             ClientAddr::WebSocket(_) => {}
         }
     }
@@ -87,8 +86,7 @@ impl Hub {
         }
     }
 
-    /// Returns the maximum length of a reply: three times the request until the address is proven, against
-    /// amplification.
+    /// Returns the maximum length of a reply: three times the request until the address is proven, against amplification.
     pub(super) fn max_len(&self, origin: RequestOrigin) -> usize {
         let max_len = origin.route.max_len();
         let is_web = matches!(origin.route.addr, ClientAddr::WebSocket(_));
@@ -110,7 +108,7 @@ impl RequestOrigin {
     }
 }
 
-fn answered_well(response: &Response) -> bool {
+fn is_success(response: &Response) -> bool {
     !matches!(response.body, ResponseBody::Failed { .. })
 }
 

@@ -7,10 +7,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Names one request: who asked what, under which mid, about whom.
+/// Identifies a request: client, type, `mid`, and a hash of the callee.
 pub(super) type RequestId = (ClientAddr, MessageType, i64, u64);
 
-/// What an entry costs besides its text, roughly.
+/// Approximate size of an entry besides its text.
 const ENTRY: usize = 128;
 
 /// Responses by request; the oldest are dropped at the end of their lifetime or at the limit.
@@ -28,30 +28,30 @@ impl ResponseCache {
         Self { lifetime, cap, bytes: 0, texts: HashMap::new(), oldest: VecDeque::new() }
     }
 
-    pub(super) fn get(&mut self, asked: RequestId, now: Instant) -> Option<Arc<str>> {
-        self.forget(|at, _| at <= now);
-        self.texts.get(&asked).cloned()
+    pub(super) fn get(&mut self, id: RequestId, now: Instant) -> Option<Arc<str>> {
+        self.evict_while(|at, _| at <= now);
+        self.texts.get(&id).cloned()
     }
 
-    /// Keeps the first answer to a request.
-    pub(super) fn keep(&mut self, asked: RequestId, text: &str, now: Instant) {
-        if self.texts.contains_key(&asked) {
+    /// Caches the first response to a request.
+    pub(super) fn insert(&mut self, id: RequestId, text: &str, now: Instant) {
+        if self.texts.contains_key(&id) {
             return;
         }
         self.bytes += text.len() + ENTRY;
-        self.texts.insert(asked, text.into());
-        self.oldest.push_back((now + self.lifetime, asked));
+        self.texts.insert(id, text.into());
+        self.oldest.push_back((now + self.lifetime, id));
         let cap = self.cap;
-        self.forget(|at, _| at <= now);
+        self.evict_while(|at, _| at <= now);
         if self.bytes > cap {
             Limit::SignalingAnswerBytes.reached(cap);
-            self.forget(|_, bytes| bytes > cap);
+            self.evict_while(|_, bytes| bytes > cap);
         }
     }
 
-    fn forget(&mut self, over: impl Fn(Instant, usize) -> bool) {
+    fn evict_while(&mut self, over: impl Fn(Instant, usize) -> bool) {
         while self.oldest.front().is_some_and(|(at, _)| over(*at, self.bytes)) {
-            if let Some(text) = self.oldest.pop_front().and_then(|(_, asked)| self.texts.remove(&asked)) {
+            if let Some(text) = self.oldest.pop_front().and_then(|(_, id)| self.texts.remove(&id)) {
                 self.bytes -= text.len() + ENTRY;
             }
         }
@@ -71,28 +71,24 @@ mod tests {
 
     #[test]
     fn the_first_response_is_cached_for_its_lifetime() {
-        let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 10_000), now().mono);
-        let asked = (ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 7, 0);
-        answers.keep(asked, "one", start);
-        answers.keep(asked, "two", start);
-        assert_eq!(answers.get(asked, start + Duration::from_secs(29)).as_deref(), Some("one"));
-        assert_eq!(answers.get((ClientAddr::WebSocket(ConnId(2)), MessageType::Register, 7, 0), start), None);
-        assert_eq!(answers.get(asked, start + Duration::from_secs(30)), None);
-        assert_eq!(answers.bytes(), 0);
+        let (mut cache, start) = (ResponseCache::new(Duration::from_secs(30), 10_000), now().mono);
+        let id = (ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 7, 0);
+        cache.insert(id, "one", start);
+        cache.insert(id, "two", start);
+        assert_eq!(cache.get(id, start + Duration::from_secs(29)).as_deref(), Some("one"));
+        assert_eq!(cache.get((ClientAddr::WebSocket(ConnId(2)), MessageType::Register, 7, 0), start), None);
+        assert_eq!(cache.get(id, start + Duration::from_secs(30)), None);
+        assert_eq!(cache.bytes(), 0);
     }
 
     #[test]
     fn the_oldest_responses_are_evicted_at_the_limit() {
-        let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 1000), now().mono);
+        let (mut cache, start) = (ResponseCache::new(Duration::from_secs(30), 1000), now().mono);
         for mid in 0..100 {
-            answers.keep((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, mid, 0), "text", start);
-            assert!(answers.bytes() <= 1000);
+            cache.insert((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, mid, 0), "text", start);
+            assert!(cache.bytes() <= 1000);
         }
-        assert!(
-            answers.get((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 99, 0), start).is_some()
-        );
-        assert!(
-            answers.get((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 0, 0), start).is_none()
-        );
+        assert!(cache.get((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 99, 0), start).is_some());
+        assert!(cache.get((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 0, 0), start).is_none());
     }
 }

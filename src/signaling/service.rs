@@ -9,7 +9,7 @@ use super::counters::HubCounters;
 use super::event_queue::EventQueue;
 use super::http::{self, IceRates};
 use super::machine::{Hub, Output};
-use super::outbox::{Outbox, Waiting};
+use super::outbox::{Outbox, TotalBytes};
 use super::udp::Sockets;
 use super::wire::Tag;
 use crate::clock::Now;
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 
-/// Events that the hub handles before its timer is set again.
+/// Maximum number of events that are handled before the timer is set again.
 const EVENTS_AT_ONCE: usize = 64;
 
 /// An input of the hub.
@@ -51,14 +51,14 @@ pub(super) enum Event {
     Revoked {
         tag: Tag,
     },
-    /// Asks for the counters.
+    /// Requests the counters.
     Counters {
         reply: oneshot::Sender<HubCounters>,
     },
 }
 
 impl Event {
-    /// Returns the bytes that count in the queue.
+    /// Returns the bytes that the queue counts.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -67,27 +67,27 @@ impl Event {
     }
 }
 
-/// What all handles share: the queue of the hub, and what HTTP requests need without it.
+/// The state shared by all handles: the queue of the hub, and what HTTP requests use without the hub.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) queue: EventQueue,
     pub(super) config: Config,
-    pub(super) waiting: Arc<Waiting>,
+    pub(super) outbox_bytes: Arc<TotalBytes>,
     conns: AtomicU64,
-    /// Signatures that HTTP requests cost.
+    /// The limit of signature checks for HTTP requests.
     proofs: Mutex<KeyedRateLimiter<NetworkPrefix>>,
-    /// Credentials that they are handed.
+    /// The limits of `/ice`.
     pub(super) ice: IceRates,
 }
 
 impl Shared {
-    /// Checks a key or JWT that was shown from an address.
+    /// Checks a key or JWT from an address.
     pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
         self.charge_signature(now, from, shown)?;
         access::admit(&self.config, now, shown)
     }
 
-    /// Takes a token that may cost a signature as seldom as the hubs take those of tags.
+    /// Charges the signature check of a JWT to its network, at the same rate as the hub does.
     fn charge_signature(&self, now: Now, from: IpAddr, shown: &str) -> Result<(), Refusal> {
         if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
             let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,13 +99,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Numbers a connection.
+    /// Returns a new connection number.
     pub(super) fn next_conn(&self) -> ConnId {
         ConnId(self.conns.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// Running signalling.
+/// The running signalling service.
 #[derive(Debug)]
 pub(crate) struct Service {
     handle: Handle,
@@ -113,8 +113,8 @@ pub(crate) struct Service {
     task: JoinHandle<()>,
 }
 
-/// Starts signalling on a task of the current tokio runtime. `seed` must come from the system's random source: tags
-/// and tokens are drawn from it.
+/// Starts signalling on a task of the current tokio runtime. `seed` must come from the system's random source: tags and tokens are derived
+/// from it.
 #[must_use]
 pub(crate) fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let mut rng = ChaCha20Rng::from_seed(seed);
@@ -125,14 +125,14 @@ pub(crate) fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service
     let task = tokio::spawn(hub_task.run(events, stopped));
     let limits = &config.limits;
     let proofs = Mutex::new(limits.limiter(limits.per_proof, limits.rates, &mut rng));
-    let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
+    let (outbox_bytes, conns) = (Arc::default(), AtomicU64::new(0));
     let ice = IceRates::new(limits, &mut rng);
-    let shared = Shared { queue, config, waiting, conns, proofs, ice };
+    let shared = Shared { queue, config, outbox_bytes, conns, proofs, ice };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, task }
 }
 
 impl Service {
-    /// Returns a handle for those who receive datagrams and serve HTTP.
+    /// Returns a handle for datagrams and HTTP requests.
     #[must_use]
     pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
@@ -155,7 +155,7 @@ impl Service {
     }
 }
 
-/// Passes events to running signalling.
+/// Passes events to the running service.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     pub(super) shared: Arc<Shared>,
@@ -180,7 +180,7 @@ impl Handle {
 
     /// Ends the registration and the calls of a tag that has been added to [`Config::revoked`].
     pub(crate) async fn revoke(&self, tag: Tag) {
-        // If the hub has ended, nothing is left to end.
+        // If the hub has ended, nothing is left to revoke.
         let _ = self.shared.queue.send(Event::Revoked { tag }).await;
     }
 
@@ -191,7 +191,7 @@ impl Handle {
         counters.await.ok()
     }
 
-    /// Checks the key or JWT in a header of an operator's request. `is_page` says that a page has sent the request: pages must not use the
+    /// Checks the key or JWT in a header of an operator's request. `is_page` states whether a page has sent the request; pages must not use the
     /// admin key.
     ///
     /// # Errors
@@ -252,7 +252,7 @@ impl HubTask {
         }
     }
 
-    /// Handles an event and some of those behind it, so that the timer is set once for all of them.
+    /// Handles an event and some of the queued ones, so that the timer is set once for all of them.
     fn handle_some(&mut self, first: Event, events: &mut QueueReceiver<Event>) {
         let mut next = Some(first);
         for _ in 0..EVENTS_AT_ONCE {
@@ -297,7 +297,7 @@ impl HubTask {
                     self.sockets.send(port, to, from_ip, &payload);
                 }
                 Output::Text { conn, text } => self.send_text(conn, text),
-                // Without its outbox the task of the connection ends.
+                // The task of the connection ends when its outbox is dropped.
                 Output::Close { conn } => drop(self.outboxes.remove(&conn)),
                 Output::Refuse { conn, limit } => {
                     if let Some(outbox) = self.outboxes.remove(&conn) {
@@ -313,7 +313,7 @@ impl HubTask {
         }
     }
 
-    /// Queues a text for a client. A client whose queue is full is closed, since it would miss a text.
+    /// Queues a text for a client. A client whose queue is full is closed, because it would miss the text.
     fn send_text(&mut self, conn: ConnId, text: String) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
         if !outbox.push(text) {

@@ -4,7 +4,7 @@ use super::bus::RealmTag;
 use super::nodes::{NodeId, NodeSet};
 use std::collections::HashMap;
 
-/// The subscriptions. Each stands for at least one watch of another hub, and those have their caps.
+/// Subscriptions by tag. Each belongs to at least one watch at another hub, where watches are limited.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions(HashMap<RealmTag, NodeSet>);
 

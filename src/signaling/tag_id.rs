@@ -1,17 +1,17 @@
-//! Tags as the server keeps them: the 15 bytes that all its tags are made of.
+//! The binary form of the server's tags.
 
 use super::wire::Tag;
 use data_encoding::BASE32_NOPAD;
 
-/// Bytes of a tag: 120 bits (S0-A24).
+/// Length of a tag id: 120 bits (S0-A24).
 pub(super) const TAG_BYTES: usize = 15;
 
-/// A tag that this server may have given out.
+/// The id of a tag in the server's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TagId(pub(super) [u8; TAG_BYTES]);
 
 impl TagId {
-    /// Reads a tag; none where this server never gives out such a one.
+    /// Parses a tag; returns `None` if it is not in the server's format.
     pub(super) fn of(tag: &Tag) -> Option<Self> {
         let text = tag.as_str().as_bytes();
         let mut upper = [0; TAG_LEN];
@@ -25,16 +25,16 @@ impl TagId {
         Some(Self(bytes))
     }
 
-    /// Returns the tag.
+    /// Returns the tag as text.
     pub(super) fn tag(self) -> Option<Tag> {
         Tag::new(base32(&self.0))
     }
 }
 
-/// What tags are written with, in no order.
+/// The base32 alphabet of tags, in lower case.
 pub(super) const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// Letters of a tag.
+/// Length of a tag in characters.
 pub(super) const TAG_LEN: usize = TAG_BYTES * 8 / 5;
 
 pub(super) fn base32(bytes: &[u8]) -> String {

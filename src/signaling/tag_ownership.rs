@@ -1,4 +1,4 @@
-//! Tags that belong to a key: challenges without state, and the proof that one holds the key (Ed25519, RFC 8032).
+//! Ownership of tags: stateless nonces, and proofs with an Ed25519 key (RFC 8032).
 
 use super::client_addr::ClientAddr;
 use super::message::Proof;
@@ -7,7 +7,7 @@ use ring::{digest, hmac, signature};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Of a nonce: the second it was given out, and a MAC of 96 bits.
+/// A nonce consists of the second of its creation and a MAC of 96 bits.
 const SECOND_BYTES: usize = 4;
 const MAC_BYTES: usize = 12;
 
@@ -34,7 +34,7 @@ impl Challenges {
         let Some(second) = bytes.first_chunk::<SECOND_BYTES>() else { return false };
         let second = u32::from_be_bytes(*second);
         let age = Duration::from_secs(low(unix).wrapping_sub(second).into());
-        // The MAC covers the second, so that a forged one is found out here too.
+        // The MAC covers the second, so that a forged one is also detected here.
         age < self.lifetime
             && bool::from(subtle::ConstantTimeEq::ct_eq(self.at(addr, second).as_bytes(), nonce.as_bytes()))
     }
@@ -49,7 +49,7 @@ impl Challenges {
                     IpAddr::V4(ip) => mac.update(&ip.octets()),
                     IpAddr::V6(ip) => mac.update(&ip.octets()),
                 }
-                // Nine bytes or more in all, so that no address is taken for a connection.
+                // The input has at least nine bytes more than that of a connection, so that the two cannot collide.
                 mac.update(b"udp::");
                 mac.update(&address.port().to_be_bytes());
             }
@@ -60,7 +60,7 @@ impl Challenges {
     }
 }
 
-/// The second, as a nonce has it.
+/// The low 32 bits of the Unix time, as in a nonce.
 #[expect(clippy::cast_possible_truncation, reason = "only differences count")]
 fn low(unix: u64) -> u32 {
     unix as u32
@@ -72,7 +72,7 @@ pub(super) fn is_proven(proof: &Proof, epoch: Option<i64>) -> bool {
     key.verify(proof.text(epoch).as_bytes(), &proof.signature).is_ok()
 }
 
-/// The tag that belongs to a secret or a key, on any server; a key counts more, and no secret has the tag of a key.
+/// Returns the tag of a key or a secret, the same on any server. The proof takes precedence. No secret has the tag of a key.
 pub(super) fn owned_tag_id(secret: Option<&str>, proof: Option<&Proof>) -> Option<TagId> {
     let of_key = |proof: &Proof| name_of(b"ginnel key\0", &proof.public);
     let of_secret = |secret: &str| name_of(b"ginnel tag\0", secret.as_bytes());

@@ -1,21 +1,21 @@
-//! Sending by UDP. The workers of the data plane receive.
+//! UDP output. The workers of the data plane receive.
 
 use super::client_addr::ServerPort;
 use crate::net::udp::{BatchUdpSocket, Route};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-/// The server's sockets, for sending only; one for each local address.
+/// The server's UDP sockets, one for each local address; used only to send.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
-    /// On port 1.
+    /// The sockets of port 1.
     pub main: Vec<BatchUdpSocket>,
-    /// On port 2.
+    /// The sockets of port 2.
     pub aux: Vec<BatchUdpSocket>,
 }
 
 impl Sockets {
-    /// Sends one datagram. What the system refuses is lost, and the hub's retransmission makes up for it.
+    /// Sends one datagram. If the system refuses it, it is lost; the hub retransmits.
     pub(super) fn send(&self, door: ServerPort, to: SocketAddr, from_ip: Option<IpAddr>, payload: &[u8]) {
         let ports = match door {
             ServerPort::Main => &self.main,
@@ -31,8 +31,8 @@ impl Sockets {
     }
 }
 
-/// Picks the socket that is bound to the address the client knows; else one bound to all, which may send from it; else
-/// any of the client's family.
+/// Picks the socket that is bound to the local address that the client uses; else one bound to all addresses; else any of the client's
+/// address family.
 fn choose(
     ports: &[BatchUdpSocket],
     to: SocketAddr,

@@ -1,4 +1,4 @@
-//! Watches (t=60): who watches which tag, the state that was sent last, and when the next event is due.
+//! Watches (t=60): the watchers of each tag, the state that was sent last, and when the next event is due.
 //!
 //! A watcher gets the state of a tag, not its changes: at most one event in [`Times::presence`] about one tag, and at most one in
 //! [`GAP`] about all, with the last state. So a client that comes and goes quickly causes no more events.
@@ -12,16 +12,16 @@ use crate::limits::Limit;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// From one sending of events to the next: what happens meanwhile goes out in one text to each watcher.
+/// The minimum time between two events to a watcher; changes in between are sent in one text.
 const GAP: Duration = Duration::from_millis(50);
 
-/// Stands for a watched tag among the timers.
-type Id = u64;
+/// The id of a watched tag, for its timer.
+type WatchId = u64;
 
 /// Tags that are online, and tags that are not.
 pub(super) type States = (Vec<Tag>, Vec<Tag>);
 
-/// A cap would be exceeded.
+/// A limit would be exceeded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
@@ -36,11 +36,11 @@ pub(super) struct Watches {
     watched: HashMap<RealmTag, Watched>,
     by_conn: HashMap<ConnId, HashSet<RealmTag>>,
     /// Numbers tags in the order they were first watched.
-    next: Id,
-    due: Deadlines<Id>,
+    next: WatchId,
+    due: Deadlines<WatchId>,
     /// The state of tags whose event is not due yet.
-    waiting: HashMap<Id, (RealmTag, bool)>,
-    /// What nobody watches any more.
+    waiting: HashMap<WatchId, (RealmTag, bool)>,
+    /// Tags whose last watch has ended.
     unsubscribed: Vec<RealmTag>,
     news: BTreeMap<ConnId, States>,
     quiet_until: Option<Instant>,
@@ -48,9 +48,9 @@ pub(super) struct Watches {
 
 #[derive(Debug)]
 struct Watched {
-    id: Id,
+    id: WatchId,
     by: Vec<ConnId>,
-    /// All watchers believe this, so that one event is right for all.
+    /// The state that all watchers were sent, so that one event is right for all.
     online: bool,
     quiet_until: Option<Instant>,
 }
@@ -74,7 +74,7 @@ impl Watches {
         }
     }
 
-    /// Returns whether somebody watches this already, and its state is known.
+    /// Returns whether a tag is watched, so that its state is known.
     pub(super) fn has(&self, what: &RealmTag) -> bool {
         self.watched.contains_key(what)
     }
@@ -89,8 +89,8 @@ impl Watches {
         self.watched.is_empty()
     }
 
-    /// Returns whether `conn` may watch all of this beside what it watches already.
-    pub(super) fn have_room(&self, conn: ConnId, wanted: &[RealmTag]) -> bool {
+    /// Returns whether the limits permit `conn` to watch all of `wanted` in addition.
+    pub(super) fn has_room(&self, conn: ConnId, wanted: &[RealmTag]) -> bool {
         let own = self.by_conn.get(&conn);
         let is_fresh = |what: &&RealmTag| !own.is_some_and(|own| own.contains(*what));
         let fresh: HashSet<&RealmTag> = wanted.iter().filter(is_fresh).collect();
@@ -111,15 +111,15 @@ impl Watches {
         false
     }
 
-    /// Lets `conn` watch all that is wanted or, where a cap forbids one, none; returns how they stand. A state that others were told
-    /// counts more than the true one, as the event that corrects it is on its way.
+    /// Adds watches of `conn`: all of `wanted`, or none if a limit forbids one. Returns the states. A state that other watchers were sent takes
+    /// precedence over the current one, because the event that corrects it follows.
     pub(super) fn begin(
         &mut self,
         conn: ConnId,
         wanted: Vec<RealmTag>,
         is_online: impl Fn(&RealmTag) -> bool,
     ) -> Result<States, Full> {
-        if !self.have_room(conn, &wanted) {
+        if !self.has_room(conn, &wanted) {
             return Err(Full);
         }
         let (mut online, mut offline) = (Vec::new(), Vec::new());
@@ -140,7 +140,7 @@ impl Watches {
         Ok((online, offline))
     }
 
-    /// Ends some watches of `conn`; those that it does not have are ignored.
+    /// Ends some watches of `conn`; tags that it does not watch are ignored.
     pub(super) fn stop(&mut self, conn: ConnId, ended: &[RealmTag]) {
         for what in ended {
             let Some(own) = self.by_conn.get_mut(&conn) else { return };
@@ -161,13 +161,13 @@ impl Watches {
         }
     }
 
-    /// Notes what perhaps nobody watches.
+    /// Marks tags that may have no watch.
     pub(super) fn unsubscribe(&mut self, what: Vec<RealmTag>) {
         self.unsubscribed.extend(what);
     }
 
-    /// Returns what perhaps nobody watches any more, since the last call.
-    pub(super) fn take_forsaken(&mut self) -> Vec<RealmTag> {
+    /// Returns the tags that may have lost their last watch since the last call.
+    pub(super) fn take_unsubscribed(&mut self) -> Vec<RealmTag> {
         std::mem::take(&mut self.unsubscribed)
     }
 
@@ -179,16 +179,16 @@ impl Watches {
             let id = watched.id;
             self.watched.remove(what);
             self.unsubscribed.push(what.clone());
-            self.calm(id);
+            self.clear_timer(id);
         }
     }
 
-    /// Takes note of a tag's state; what its watchers do not know yet becomes news, now or when it may.
+    /// Applies a tag's state. A change is sent now, or as soon as the minimum interval permits.
     pub(super) fn note(&mut self, now: Instant, what: &RealmTag, online: bool) {
         let Some(watched) = self.watched.get_mut(what) else { return };
         if watched.online == online {
             let id = watched.id;
-            return self.calm(id);
+            return self.clear_timer(id);
         }
         if let Some(at) = watched.quiet_until.max(self.quiet_until).filter(|at| *at > now) {
             self.waiting.insert(watched.id, (what.clone(), online));
@@ -201,10 +201,10 @@ impl Watches {
             if online { came.push(what.1.clone()) } else { went.push(what.1.clone()) }
         }
         let id = watched.id;
-        self.calm(id);
+        self.clear_timer(id);
     }
 
-    fn calm(&mut self, id: Id) {
+    fn clear_timer(&mut self, id: WatchId) {
         self.due.clear(id);
         self.waiting.remove(&id);
     }
@@ -292,14 +292,14 @@ mod tests {
         assert_eq!(watches.take_news(start).remove(&ConnId(1)), Some((tags(&["a"]), Vec::new())));
         watches.note(start, &a, false);
         assert!(watches.take_news(start).is_empty());
-        // Whoever begins now is told what the others believe, so that the next event is right for both.
+        // A new watcher gets the state that the others know, so that the next event is right for both.
         let (online, _) = watches.begin(ConnId(2), wanted(&["a"]), |_| false).unwrap();
         assert_eq!(online, tags(&["a"]));
         let due = watches.next_due().unwrap();
         assert_eq!(due, start + Duration::from_secs(1));
         watches.handle_timeout(due);
         assert_eq!(watches.take_news(due).len(), 2);
-        // Back within the second: nothing was to be told.
+        // The tag is back within the second, so that no event is sent.
         watches.note(due, &a, true);
         watches.note(due, &a, false);
         assert_eq!(watches.next_due(), None);

@@ -1,4 +1,4 @@
-//! The wire format of signalling: parsing and writing, without state.
+//! The wire format of signalling: parsing and serialisation, without state.
 //!
 //! Server and agent share it. One JSON object is one UDP datagram of at most [`MAX_DATAGRAM`] bytes or one
 //! WebSocket text of at most [`MAX_TEXT`] bytes. A message without `code` and with a positive `t` is a [`Request`],
@@ -17,28 +17,28 @@ pub use super::message::{
 use data_encoding::BASE64URL_NOPAD;
 use std::net::{IpAddr, SocketAddr};
 
-/// The longest signalling datagram in bytes (S0-A15).
+/// Maximum length of a signalling datagram in bytes (S0-A15).
 pub const MAX_DATAGRAM: usize = 1200;
-/// The longest WebSocket text in bytes.
+/// Maximum length of a WebSocket text in bytes.
 pub const MAX_TEXT: usize = 65_536;
-/// The shortest `secret` in bytes that a client may own a tag with: 128 bits in base64.
+/// Minimum length of a `secret` in bytes: 128 bits in base64.
 pub const MIN_SECRET: usize = 22;
 
-/// The longest `key` in bytes: it may be a JWT. A datagram holds less.
+/// Maximum length of a `key` in bytes: it may be a JWT. A datagram has less room.
 pub const MAX_KEY: usize = 2048;
-/// The highest `epoch`: browsers count no further.
+/// The maximum `epoch`, the largest exact integer of browsers.
 pub const MAX_EPOCH: i64 = (1 << 53) - 1;
 
 const SUCCESS: i64 = 200;
 
-/// Why bytes are not a message.
+/// Why bytes are not a valid message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// To be dropped without an answer (S0-A3): no JSON object, too long, or a response that cannot be read.
+    /// Dropped without an answer (S0-A3): not a JSON object, too long, or a response that cannot be parsed.
     #[error("not a message")]
     Undecodable,
-    /// A JSON object that is no message; its sender gets 201 (S0-A24).
+    /// A JSON object that is not a valid message; its sender gets 201 (S0-A24).
     #[error("a field is missing, too long or of a wrong type")]
     Malformed {
         /// `t`, if it could be read.
@@ -46,7 +46,7 @@ pub enum DecodeError {
         /// `mid`, if it could be read.
         mid: Option<i64>,
     },
-    /// A request of a `t` that is not known here; its sender gets 208.
+    /// A request with an unknown `t`; its sender gets 208.
     #[error("unknown request type {}", t.number())]
     Unsupported {
         /// Its `t`.
@@ -59,7 +59,7 @@ pub enum DecodeError {
 /// Parses one datagram or one WebSocket text.
 ///
 /// # Errors
-/// Returns why the bytes are no message; the variants state what the sender gets.
+/// Returns why the bytes are not a valid message; the variants state what the sender gets.
 pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     if bytes.len() > MAX_TEXT {
         return Err(DecodeError::Undecodable);
@@ -89,7 +89,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     Ok(Message::Request(Request { mid, body }))
 }
 
-/// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
+/// Reads the fields of `params` or `extra`, and tag and token from either level (S0-A5, S0-A6).
 fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<FieldsObject>) -> Box<Fields> {
     let object = first(envelope).or_else(|| envelope.params.take()).or_else(|| envelope.extra.take());
     let mut fields = object.unwrap_or_default().0;
@@ -202,14 +202,14 @@ fn ice(f: Fields) -> IceDescription {
     }
 }
 
-/// Addresses to which packets can go; anything else among them is an error.
+/// Parses addresses; an invalid one is an error.
 fn inner_addresses(texts: BoundedVec<BoundedString<64>, 16>) -> Option<Vec<SocketAddr>> {
     let sound =
         |text: BoundedString<64>| text.0.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     texts.0.into_iter().map(sound).collect()
 }
 
-/// The address and `nat` may be missing.
+/// Reads the address and `nat`, both optional.
 fn seen(addr: Option<BoundedString<64>>, nat: Option<NatField>) -> Option<Option<ReflexiveAddress>> {
     let Some(addr) = addr else { return Some(None) };
     let nat = nat.and_then(|nat| match nat {
@@ -219,7 +219,7 @@ fn seen(addr: Option<BoundedString<64>>, nat: Option<NatField>) -> Option<Option
     Some(Some(ReflexiveAddress { addr: addr.0.parse().ok()?, nat }))
 }
 
-/// An address is whole or missing; a part of one is an error (the outer `None`).
+/// Reads an optional address; one part without the other is an error (the outer `None`).
 fn address(host: Option<BoundedString<64>>, port: Option<u16>) -> Option<Option<SocketAddr>> {
     match (host, port) {
         (Some(host), Some(port)) => Some(Some(SocketAddr::new(host.0.parse::<IpAddr>().ok()?, port))),
@@ -228,7 +228,7 @@ fn address(host: Option<BoundedString<64>>, port: Option<u16>) -> Option<Option<
     }
 }
 
-/// A proof is whole or missing, like an address.
+/// Reads an optional proof; one part without the others is an error.
 fn proof(
     public: Option<BoundedString<64>>,
     nonce: Option<BoundedString<64>>,

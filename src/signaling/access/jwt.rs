@@ -1,8 +1,7 @@
 //! JSON Web Tokens ([RFC 7519](https://www.rfc-editor.org/rfc/rfc7519)) instead of access keys: HS256
 //! ([RFC 7518](https://www.rfc-editor.org/rfc/rfc7518#section-3.2)) and EdDSA ([RFC 8037](https://www.rfc-editor.org/rfc/rfc8037)).
 //!
-//! The configuration says which algorithm and which key; what a token says of either is only compared with it. Nothing of the claims
-//! is read before the signature was right.
+//! The algorithm and the key come from the configuration, never from the token. No claim is read before the signature is verified.
 
 use super::realm::Realms;
 use super::{Admitted, Refusal, Scopes};
@@ -14,50 +13,50 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use std::time::Duration;
 
-/// What stands before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo
+/// The prefix of a 32-byte Ed25519 key in a SubjectPublicKeyInfo
 /// ([RFC 8410 section 4](https://www.rfc-editor.org/rfc/rfc8410#section-4)).
 const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// The shortest secret of HS256 in bytes ([RFC 7518 section 3.2](https://www.rfc-editor.org/rfc/rfc7518#section-3.2)).
+/// The minimum length of an HS256 secret in bytes ([RFC 7518 section 3.2](https://www.rfc-editor.org/rfc/rfc7518#section-3.2)).
 const MIN_SECRET: usize = 32;
-/// Longest `sub` in bytes.
+/// Maximum length of `sub` in bytes.
 const MAX_SUBJECT: usize = 256;
 
-/// What a token must be to admit.
+/// The rules for accepted tokens.
 #[derive(Debug, Clone)]
 pub struct Jwt {
     /// The algorithm and its key.
     pub key: JwtKey,
-    /// What `iss` must be; default anything.
+    /// The required `iss`; default any.
     pub issuer: Option<String>,
-    /// What `aud` must name; default anything.
+    /// The required `aud`; default any.
     pub audience: Option<String>,
-    /// How far away `exp` may be; default 24 h.
+    /// The maximum remaining lifetime by `exp`; default 24 h.
     pub max_lifetime: Duration,
-    /// How much the issuer's clock may differ; default 60 s.
+    /// The tolerated clock difference to the issuer; default 60 s.
     pub leeway: Duration,
 }
 
-/// What tokens are checked with.
+/// The key that verifies tokens.
 #[derive(Debug, Clone)]
 pub enum JwtKey {
-    /// The secret of HS256, which the issuer has too.
+    /// An HS256 secret, shared with the issuer.
     Hs256(Hs256Key),
-    /// The issuer's Ed25519 public key.
+    /// The Ed25519 public key of the issuer.
     EdDsa([u8; 32]),
 }
 
-/// A secret of HS256.
+/// An HS256 secret.
 #[derive(Debug, Clone)]
 pub struct Hs256Key(hmac::Key);
 
 impl JwtKey {
-    /// Takes the secret of HS256, 32 bytes or more.
+    /// Creates a secret of at least 32 bytes.
     #[must_use]
     pub fn hs256(secret: &[u8]) -> Option<Self> {
         (secret.len() >= MIN_SECRET).then(|| Self::Hs256(Hs256Key(hmac::Key::new(hmac::HMAC_SHA256, secret))))
     }
 
-    /// Takes an Ed25519 public key: PEM as `openssl pkey -pubout` writes it, or its 32 bytes in base64url as a JWK has them in `x`.
+    /// Parses an Ed25519 public key: PEM as written by `openssl pkey -pubout`, or 32 bytes in base64url as in the JWK field `x`.
     #[must_use]
     pub fn ed_dsa(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -74,7 +73,7 @@ impl JwtKey {
         key.try_into().ok().map(Self::EdDsa)
     }
 
-    /// The names that a token may have for the algorithm.
+    /// The accepted values of `alg`.
     fn names(&self) -> &'static [&'static str] {
         match self {
             Self::Hs256(_) => &["HS256"],
@@ -93,9 +92,9 @@ impl JwtKey {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct JoseHeader {
     alg: String,
-    /// Extensions that must be understood: none are.
+    /// Critical extensions; none is supported.
     crit: Option<IgnoredAny>,
 }
 
@@ -104,20 +103,20 @@ struct Claims {
     exp: f64,
     nbf: Option<f64>,
     iss: Option<String>,
-    aud: Option<Texts>,
-    scope: Option<Texts>,
+    aud: Option<OneOrMany>,
+    scope: Option<OneOrMany>,
     realm: Option<String>,
     sub: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Texts {
+enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-impl Texts {
+impl OneOrMany {
     fn all(&self) -> &[String] {
         match self {
             Self::One(text) => std::slice::from_ref(text),
@@ -127,14 +126,14 @@ impl Texts {
 }
 
 impl Jwt {
-    /// Makes the rules for tokens of this key, all else as by default.
+    /// Creates the default rules for tokens of this key.
     #[must_use]
     pub fn new(key: JwtKey) -> Self {
         let (day, minute) = (Duration::from_secs(24 * 3600), Duration::from_secs(60));
         Self { key, issuer: None, audience: None, max_lifetime: day, leeway: minute }
     }
 
-    /// Returns whether looking at `shown` may cost a signature.
+    /// Returns whether checking `shown` may require a signature verification.
     pub(in crate::signaling) fn is_costly(&self, shown: &str) -> bool {
         matches!(self.key, JwtKey::EdDsa(_)) && shown.split('.').count() == 3
     }
@@ -143,7 +142,7 @@ impl Jwt {
         let (signed, mark) = shown.rsplit_once('.').ok_or(Refusal::Unknown)?;
         let (header, claims) =
             signed.split_once('.').filter(|(_, claims)| !claims.contains('.')).ok_or(Refusal::Unknown)?;
-        let header: Header = read(header).ok_or(Refusal::Unknown)?;
+        let header: JoseHeader = read(header).ok_or(Refusal::Unknown)?;
         if !self.key.names().contains(&header.alg.as_str()) || header.crit.is_some() {
             return Err(Refusal::Algorithm);
         }
@@ -170,7 +169,7 @@ impl Jwt {
         if claims.nbf.is_some_and(|nbf| nbf > clock + leeway) {
             return Err(Refusal::TooEarly);
         }
-        let audiences = claims.aud.as_ref().map_or(&[][..], Texts::all);
+        let audiences = claims.aud.as_ref().map_or(&[][..], OneOrMany::all);
         if self.issuer.is_some() && self.issuer != claims.iss
             || self.audience.as_ref().is_some_and(|audience| !audiences.contains(audience))
         {
@@ -182,7 +181,7 @@ impl Jwt {
             return Err(Refusal::Malformed);
         }
         tracing::debug!(sub = %Pii(subject), "token");
-        let names = claims.scope.as_ref().map_or(&[][..], Texts::all).iter();
+        let names = claims.scope.as_ref().map_or(&[][..], OneOrMany::all).iter();
         let scopes = names.flat_map(|names| names.split(' ')).fold(Scopes::default(), Scopes::named);
         let issuer = claims.iss.as_deref().unwrap_or_default();
         // Without a subject, the token itself is the account.

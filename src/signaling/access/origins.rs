@@ -1,31 +1,31 @@
-//! The origins of pages that may use this server: browsers send the origin of a page
-//! ([RFC 6454](https://www.rfc-editor.org/rfc/rfc6454#section-7)), and pages cannot change it. Others are not held by it.
+//! The allowed origins of pages. A browser sends the origin of a page ([RFC 6454](https://www.rfc-editor.org/rfc/rfc6454#section-7)), and the page
+//! cannot change it. Other programs can send any origin.
 
-/// Origins of pages that are let in; default all.
+/// Allowed origins; default all.
 #[derive(Debug, Clone, Default)]
 pub struct Origins(Option<Vec<String>>);
 
 impl Origins {
-    /// Takes a list of origins, each `scheme://host[:port]` as browsers write it.
+    /// Parses a list of origins, each `scheme://host[:port]` as browsers write it.
     #[must_use]
     pub fn only(list: Vec<String>) -> Option<Self> {
         list.iter().all(|origin| is_origin(origin)).then_some(Self(Some(list)))
     }
 
-    /// Returns whether pages of any origin are let in.
+    /// Returns whether all origins are allowed.
     #[must_use]
     pub fn are_all(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Returns whether pages of this origin are let in.
+    /// Returns whether this origin is allowed.
     #[must_use]
     pub fn hold(&self, origin: &[u8]) -> bool {
         self.0.as_ref().is_none_or(|list| list.iter().any(|known| known.as_bytes() == origin))
     }
 }
 
-/// Returns whether a text could be what a browser sends: in lower case, without a path, and with no port that goes without saying.
+/// Returns whether a text has the form of an origin: lower case, no path, no default port.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else { return false };
     let spoken = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._:[]+".contains(&byte);

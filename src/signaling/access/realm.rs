@@ -1,26 +1,26 @@
-//! Realms: clients of one meet each other and nobody else.
+//! Realms: separate groups of clients on one server.
 
 use ring::hmac;
 
-/// A realm, by the beginning of a MAC of its name: 8 bytes a client, whatever the names are and however many.
+/// A realm, stored as the first 8 bytes of a MAC of its name, so that its size does not depend on the name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Realm(u64);
 
-/// Knows realms by their names. The MAC is keyed, so that nobody can look for a name that is taken for another one.
+/// Computes realms from names. The MAC has a key, so that nobody can compute a name that collides with another.
 #[derive(Debug, Clone)]
 pub struct Realms(hmac::Key);
 
 impl Realms {
-    /// Longest name in bytes.
+    /// Maximum length of a name in bytes.
     pub const MAX_NAME: usize = 64;
 
-    /// Takes the key; all servers of the same realms must have the same one.
+    /// Creates the key; all servers with the same realms need the same one.
     #[must_use]
     pub fn new(key: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key))
     }
 
-    /// Returns the realm of this name; the empty name is that of the default realm.
+    /// Returns the realm of a name; the empty name is the default realm.
     #[must_use]
     pub fn named(&self, name: &str) -> Realm {
         if name.is_empty() {
@@ -29,7 +29,7 @@ impl Realms {
         Realm(beginning(&hmac::sign(&self.0, name.as_bytes())))
     }
 
-    /// Returns the id of an account: the beginning of a MAC, so that it reveals nothing of a key. Never 0.
+    /// Returns the id of an account: a truncated MAC, which reveals nothing about a key. Never 0.
     pub(super) fn account(&self, of: &[&str]) -> u64 {
         let mut mac = hmac::Context::with_key(&self.0);
         for part in of {

@@ -26,7 +26,7 @@ fn enter(registry: &mut Registry, now: Instant, letter: &str, address: &str) -> 
     let address: SocketAddr = address.parse().unwrap();
     let network = NetworkPrefix::subscriber(address.ip());
     let entry = entry(letter, ClientRoute::udp(NodeId::default(), address, None), network);
-    registry.enter(now, entry).map(|left| assert!(left.is_empty()))
+    registry.insert(now, entry).map(|left| assert!(left.is_empty()))
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_websocket_clients_tag_does_not_expire_while_connected() {
     let (mut registry, start) = (registry(9, 9), now().mono);
     let network = NetworkPrefix::subscriber([192, 0, 2, 1].into());
     let route = ClientRoute::websocket(NodeId::default(), ConnId(1));
-    registry.enter(start, entry("web", route, network)).unwrap();
+    registry.insert(start, entry("web", route, network)).unwrap();
     enter(&mut registry, start, "udp", "192.0.2.1:1").unwrap();
     let later = start + Duration::from_secs(60);
     assert_eq!(registry.expire(later).map(|gone| gone.name), Some(name("udp")));
@@ -101,7 +101,7 @@ fn tags_of_another_realm_are_not_listed_or_online_and_a_client_may_change_realms
     let there = Realms::default().named("there");
     let network = NetworkPrefix::subscriber(address.ip());
     let mut one = entry("a", ClientRoute::udp(NodeId::default(), address, None), network);
-    registry.enter(start, one.clone()).unwrap();
+    registry.insert(start, one.clone()).unwrap();
     assert!(registry.is_online(&(Realm::default(), tag("a"))));
     one.realm = there;
     registry.renew(one);
@@ -119,7 +119,7 @@ fn a_client_that_replaces_another_needs_no_free_tag_and_leaves_no_state_of_it() 
     let address: SocketAddr = "192.0.2.2:2".parse().unwrap();
     let network = NetworkPrefix::subscriber(address.ip());
     let moved = entry("a", ClientRoute::udp(NodeId::default(), address, None), network);
-    assert_eq!(registry.enter(start, moved).unwrap().len(), 1);
+    assert_eq!(registry.insert(start, moved).unwrap().len(), 1);
     assert!(registry.by_addr(ClientAddr::Udp("192.0.2.1:1".parse().unwrap())).is_none());
     assert_eq!((registry.len(), registry.quota.total()), (1, 1));
     registry.expire(start + Duration::from_secs(60)).unwrap();

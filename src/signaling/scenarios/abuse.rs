@@ -1,4 +1,4 @@
-//! What strangers may not do, and what no one may use up.
+//! Abuse by unauthenticated clients, and exhaustion of limits.
 
 use super::super::{Limits, Rate};
 use super::*;
@@ -24,7 +24,7 @@ fn an_unproven_address_gets_at_most_three_times_the_bytes_it_sent() {
     let answers = hubs.take_datagrams(VICTIM);
     assert!(answers[0].1.to_string().len() + HEADERS <= 3 * (register.to_string().len() + HEADERS));
     let tag = answers[0].1["extra"]["tag"].as_str().unwrap().to_owned();
-    // Whoever writes the victim's address as a source can learn its tag from a list.
+    // An attacker who forges the victim's address can read its tag from a list.
     let spy = hubs.register_udp(A);
     for mid in 0..3 {
         let after = json!(["", "m", "t"][mid as usize]);
@@ -66,7 +66,7 @@ fn an_unproven_callee_gets_at_most_three_datagrams() {
     assert_eq!(code(&hubs.take_datagrams(A)[0].1), 207);
 }
 
-/// An offer that is as long as a datagram may be.
+/// A call with an offer of the maximum length of a datagram.
 fn long_call(mid: i64, tag: &str, rtag: &Value) -> Value {
     let candidate = format!("candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host {}", "x".repeat(180));
     let cands = [candidate.clone(), candidate.clone(), candidate];
@@ -80,7 +80,7 @@ fn an_unproven_address_gets_only_the_callers_tag_and_only_for_few_calls() {
     let mut hubs = TestHubs::single(config());
     let (mut calls, mut sent) = (0, 0);
     for number in 0..40 {
-        // Whoever registers in another's name knows the tag, as it follows from the secret.
+        // An attacker who registers a forged address knows the tag, because it is derived from the secret.
         let secret = format!("{number:022}");
         let register = json!({"t": 1, "mid": 1, "params": {"secret": secret}});
         let victim = hubs.request_udp(&format!("203.0.113.{}:{}", 7 + number % 9, 7000 + number), &register)
@@ -125,7 +125,7 @@ fn the_bytes_of_pending_requests_are_limited_and_all_released() {
     assert_eq!(codes, [[200; 8].as_slice(), &[206; 4]].concat(), "an eighth of it is one network's");
     let texts = std::sync::Arc::clone(&hubs.cluster.0[0].calls.texts);
     assert!(texts.total() > 8 * 49_000);
-    // Whoever has answered needs to be received nothing again.
+    // Nothing is sent again to a callee that has answered.
     let notified = one(hubs.take_texts(100));
     let (mid, token) = (&notified["mid"], &notified["token"]);
     hubs.send_text(100, &json!({"t": -51, "mid": mid, "token": token, "code": 200, "extra": {"sdp": sdp}}));
@@ -252,7 +252,7 @@ fn every_limit_is_enforced() {
 #[derive(Debug, Clone)]
 enum Event {
     Datagram(u8, Vec<u8>),
-    Say(u8, bool, i64, u8, u8),
+    Send(u8, bool, i64, u8, u8),
     Open(u8),
     Close(u8),
     Wait(u16),
@@ -264,14 +264,14 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         1 => (any::<u8>(), bytes).prop_map(|(from, bytes)| Event::Datagram(from, bytes)),
         8 => (any::<u8>(), any::<bool>(), t, any::<u8>(), any::<u8>())
-            .prop_map(|(from, web, t, x, y)| Event::Say(from, web, t, x, y)),
+            .prop_map(|(from, web, t, x, y)| Event::Send(from, web, t, x, y)),
         1 => (0..12_u8).prop_map(Event::Open),
         1 => (0..12_u8).prop_map(Event::Close),
         1 => any::<u16>().prop_map(Event::Wait),
     ]
 }
 
-/// Picks one of what has been seen, so that tags, tokens and mids are often true ones.
+/// Picks a value that was seen before, so that tags, tokens and `mid`s are often valid.
 fn pick(seen: &[Value], index: u8) -> Value {
     if seen.is_empty() { json!("x") } else { seen[usize::from(index) % seen.len()].clone() }
 }
@@ -292,7 +292,7 @@ proptest! {
                 Event::Datagram(who, bytes) => {
                     hubs.cluster.handle_datagram(hubs.now, ServerPort::Aux, from(who), None, &bytes);
                 }
-                Event::Say(who, web, t, x, y) => {
+                Event::Send(who, web, t, x, y) => {
                     let (tag, rtag, token) = (pick(&tags, x), pick(&tags, y), pick(&tokens, x));
                     let mid = if y % 3 == 0 { json!(y) } else { pick(&mids, y) };
                     let mut message = json!({"t": t, "mid": mid.as_i64(), "token": token,
@@ -329,7 +329,7 @@ proptest! {
                 prop_assert!(hub.sources.keys() <= 4 && hub.pairs.keys() <= 4);
             }
         }
-        // Two silent minutes later nothing of UDP is left, and nothing wants a timer.
+        // After two minutes of silence no UDP client and no timer is left.
         for conn in 0..12 { hubs.cluster.handle_websocket_closed(hubs.now, ConnId(conn)); }
         hubs.drain();
         hubs.advance(Duration::from_secs(120));

@@ -1,4 +1,4 @@
-//! Who is let in, with what, and how that ends.
+//! Access keys, JWTs, realms and revocation.
 
 use super::*;
 use crate::signaling::{Jwt, JwtKey, Limits, Rate, Scopes};
@@ -9,7 +9,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 const SECRET: &[u8] = b"a secret of thirty-two bytes or more";
 const OWN: &str = "a secret of twenty-two";
 
-/// A token of HS256 with these claims.
+/// Returns an HS256 token with these claims.
 fn token(claims: &Value) -> String {
     let part = |text: &str| BASE64URL_NOPAD.encode(text.as_bytes());
     let body = format!("{}.{}", part(r#"{"alg":"HS256"}"#), part(&claims.to_string()));
@@ -48,7 +48,7 @@ fn a_jwt_admits_like_a_key_and_relay_credentials_expire_with_it() {
     let answer = hubs.request_websocket(1, &register(2, &token(&admin)));
     assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(1), "no scope for the relay");
     assert_eq!(code(&hubs.request_websocket(1, &json!({"t": 3, "params": {"tag": tag}}))), 200);
-    // Keys count beside it.
+    // Access keys are accepted too.
     assert_eq!(code(&hubs.request_websocket(1, &register(3, "the key"))), 200);
 }
 
@@ -111,7 +111,7 @@ fn a_revoked_tag_is_notified_closed_and_refused_until_the_revocation_expires() {
     hubs.open(2);
     assert_eq!(code(&hubs.request_websocket(2, &mine)), 211);
     assert_eq!(code(&hubs.request_udp("192.0.2.10:1000", &mine)), 211);
-    // Others are what they were, and so is the tag once its last credentials have ended or it was taken back.
+    // Other clients are not affected, and the tag can be registered again once its last credentials have expired or the revocation is undone.
     assert_eq!(code(&hubs.request_websocket(2, &json!({"t": 1, "mid": 2}))), 200);
     hubs.now = hubs.now.after(Duration::from_secs(3600));
     let again = json!({"t": 1, "mid": 3, "params": {"secret": OWN}});
@@ -131,7 +131,7 @@ fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_notified() {
         let token = hubs.request_websocket(from as u64 + 1, &message)["extra"]["token"].clone();
         (token, hubs.take_texts(to as u64 + 1).remove(0)["mid"].clone())
     };
-    // 1 calls 2, who answers; 3 calls 1, who has not yet.
+    // 1 calls 2, which answers; 3 calls 1, which has not answered yet.
     let (live, mid) = call(0, 1);
     let (waiting, _) = call(2, 0);
     hubs.send_text(2, &json!({"t": -51, "mid": mid, "token": live, "code": 200}));
@@ -147,7 +147,7 @@ fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_notified() {
     assert_eq!(hubs.take_texts(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
     hubs.advance_ms(30_000);
     assert_eq!(hubs.cluster.calls(), 0);
-    // A name that nobody has is revoked all the same.
+    // A name that no client has can be revoked too.
     hubs.sent.clear();
     revoke(&mut hubs, "nobody");
     assert!(hubs.sent.is_empty());
@@ -232,7 +232,7 @@ fn a_client_that_presents_a_key_of_another_realm_leaves_its_realm() {
     assert_eq!(hubs.take_texts(2), [json!({"t": 60, "params": {"online": [tag]}})]);
     assert_eq!(listed(&mut hubs, 1, &watchers[0], 3), json!([]));
     assert_eq!(listed(&mut hubs, 2, &watchers[1], 3), json!([tag]));
-    // By another connection, and without a key: the default realm.
+    // Another connection without a key is in the default realm.
     hubs.open(4);
     assert_eq!(hubs.request_websocket(4, &mine(3, None))["extra"]["tag"], json!(tag));
     hubs.advance_ms(2000);

@@ -1,4 +1,4 @@
-//! LocalAddresses and outer addresses: what a client tells of its own network, where it is seen, and who learns of both (S1-2 to S1-6).
+//! Local and server-reflexive addresses: in registrations and in calls (S1-2 to S1-6).
 
 use super::*;
 
@@ -8,10 +8,10 @@ const B: &str = "192.0.2.20:2000";
 const B_PUNCH: &str = "192.0.2.20:2001";
 const A_INNER: [&str; 2] = ["10.0.0.10:1001", "[fd00::10]:1001"];
 const B_INNER: [&str; 1] = ["10.0.0.20:2001"];
-/// Room for all that an answer says.
+/// Makes a request long enough for any answer.
 const PADDING: &str = "a longer request has room for more";
 
-/// Registers by UDP with inner addresses and shows the outer one to be true.
+/// Registers by UDP with local addresses and proves the address.
 fn client(hubs: &mut TestHubs, from: &str, laddrs: &[&str]) -> String {
     let params = json!({"laddrs": laddrs});
     let answer = hubs.request_udp(from, &json!({"t": 1, "mid": 1, "params": params}));
@@ -20,20 +20,20 @@ fn client(hubs: &mut TestHubs, from: &str, laddrs: &[&str]) -> String {
     tag
 }
 
-/// A client with its two sockets.
+/// A client with a signalling and a punching socket.
 struct Side {
     tag: String,
     main: &'static str,
     punch: &'static str,
 }
 
-/// Two clients that have registered with these inner addresses.
+/// Registers two clients with these local addresses.
 fn register_two(hubs: &mut TestHubs, local_addresses: [&[&str]; 2]) -> [Side; 2] {
     let (a, b) = (client(hubs, A, local_addresses[0]), client(hubs, B, local_addresses[1]));
     [Side { tag: a, main: A, punch: A_PUNCH }, Side { tag: b, main: B, punch: B_PUNCH }]
 }
 
-/// Has one call the other, each with words of its own, and returns what each is received of its peer: the callee, then the caller.
+/// Lets the caller call the callee with these fields, and returns what the callee and the caller receive about each other.
 fn exchange_addresses(
     hubs: &mut TestHubs,
     [caller, callee]: [&Side; 2],
@@ -61,7 +61,7 @@ fn a_client_gets_its_reflexive_address_and_whether_it_is_behind_a_nat() {
     };
     assert_eq!(register(1, json!({})), Value::Null);
     assert_eq!(register(2, json!({"laddrs": A_INNER})), true);
-    // Told once, they are known until others are received.
+    // The reported addresses stay until others are reported.
     assert_eq!(register(3, json!({})), true);
     assert_eq!(register(4, json!({"laddrs": ["10.0.0.10:1001", A_PUNCH]})), false);
     assert_eq!(register(5, json!({"laddrs": []})), Value::Null);
@@ -116,7 +116,7 @@ fn registered_addresses_are_not_sent_to_unproven_addresses() {
             let tag = if index == proven {
                 client(&mut hubs, main, local_addresses)
             } else {
-                // The owner of a secret knows its tag without being there.
+                // The owner of a secret can compute the tag from any address.
                 let params = json!({"secret": secret(main), "laddrs": local_addresses});
                 let answer = hubs.request_udp(main, &json!({"t": 1, "mid": 1, "params": params}));
                 answer["extra"]["tag"].as_str().unwrap().to_owned()

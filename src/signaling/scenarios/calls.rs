@@ -1,4 +1,4 @@
-//! Punching acts from t=4 to their end.
+//! Calls from t=4 to their end.
 
 use super::super::call_table::CallOutcomes;
 use super::*;
@@ -9,7 +9,7 @@ const A_PUNCH: &str = "192.0.2.10:1001";
 const B: &str = "192.0.2.20:2000";
 const B_PUNCH: &str = "192.0.2.20:2001";
 
-/// Has A call B and returns the token and the 51s that B was sent.
+/// Lets A call B; returns the token and the 51s sent to B.
 fn call(hubs: &mut TestHubs, params: Value) -> (String, Vec<(ServerPort, Value)>) {
     let (a, b) = (hubs.register_udp(A), hubs.register_udp(B));
     let mut all = json!({"tag": a, "rtag": b});
@@ -19,7 +19,7 @@ fn call(hubs: &mut TestHubs, params: Value) -> (String, Vec<(ServerPort, Value)>
     (answer["extra"]["token"].as_str().unwrap().to_owned(), hubs.take_datagrams(B))
 }
 
-/// Has B answer and A acknowledge.
+/// Lets B answer and A acknowledge.
 fn establish_call(hubs: &mut TestHubs) -> String {
     let (token, notified) = call(hubs, json!({}));
     hubs.send_udp(B_PUNCH, &json!({"t": -51, "mid": notified[0].1["mid"], "token": token, "code": 200}));
@@ -137,7 +137,7 @@ fn the_outcome_of_a_call_is_the_last_path_that_a_side_reported() {
         let sums = (0..6).map(|which| hubs.cluster.0.iter().map(|hub| counted(hub)[which]).sum::<u64>());
         sums.collect::<Vec<_>>()
     };
-    let tell = |paths: &'static [&str]| {
+    let report = |paths: &'static [&str]| {
         move |hubs: &mut TestHubs| {
             let token = establish_call(hubs);
             for path in paths {
@@ -158,9 +158,9 @@ fn the_outcome_of_a_call_is_the_last_path_that_a_side_reported() {
     assert_eq!(count(&|hubs| drop(call(hubs, json!({})))), [1, 0, 0, 0, 0, 0]);
     assert_eq!(count(&refuse), [0, 1, 0, 0, 0, 0]);
     assert_eq!(count(&|hubs| drop(establish_call(hubs))), [0, 0, 1, 0, 0, 0]);
-    assert_eq!(count(&tell(&["relay", "direct"])), [0, 0, 0, 1, 0, 0]);
-    assert_eq!(count(&tell(&["relay"])), [0, 0, 0, 0, 1, 0]);
-    assert_eq!(count(&tell(&["direct", "failed"])), [0, 0, 0, 0, 0, 1]);
+    assert_eq!(count(&report(&["relay", "direct"])), [0, 0, 0, 1, 0, 0]);
+    assert_eq!(count(&report(&["relay"])), [0, 0, 0, 0, 1, 0]);
+    assert_eq!(count(&report(&["direct", "failed"])), [0, 0, 0, 0, 0, 1]);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_token_identifies_one_call_in_all_its_messages() {
     let received: Vec<Value> =
         hubs.take_datagrams(B).into_iter().map(|copy| copy.1["token"].clone()).collect();
     assert!(received.len() == 4 && received.iter().all(|token| *token == tokens[0] || *token == tokens[2]));
-    // That of another act is none of C's business.
+    // C receives no message of the other call.
     assert!(hubs.take_datagrams("192.0.2.30:3000").iter().all(|copy| copy.1["token"] == tokens[1]));
     let end = json!({"t": 55, "mid": 9, "token": tokens[0]});
     assert_eq!(code(&hubs.request_udp("192.0.2.30:3000", &end)), 205);
@@ -368,9 +368,9 @@ fn the_other_side_is_notified_when_one_side_ends_the_call() {
     let token = establish_call(&mut hubs);
     let end = json!({"t": 55, "mid": 9, "token": token, "params": {"reason": "done"}});
     assert_eq!(hubs.request_udp(A_PUNCH, &end)["t"], -55);
-    let heard = hubs.take_datagrams(B_PUNCH);
-    assert_eq!((&heard[0].1["t"], &heard[0].1["params"]), (&json!(55), &json!({"reason": "done"})));
-    hubs.send_udp(B_PUNCH, &json!({"t": -55, "mid": heard[0].1["mid"], "token": token, "code": 200}));
+    let received = hubs.take_datagrams(B_PUNCH);
+    assert_eq!((&received[0].1["t"], &received[0].1["params"]), (&json!(55), &json!({"reason": "done"})));
+    hubs.send_udp(B_PUNCH, &json!({"t": -55, "mid": received[0].1["mid"], "token": token, "code": 200}));
     assert_eq!(hubs.cluster.calls(), 0);
     assert_eq!(hubs.request_udp(A_PUNCH, &end)["t"], -55);
     assert_eq!(code(&hubs.request_udp(B_PUNCH, &end)), 205);

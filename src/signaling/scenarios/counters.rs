@@ -1,4 +1,4 @@
-//! Each counter of the hub, and an event that it counts.
+//! Each counter of the hub, with an event that it counts.
 
 use super::*;
 use crate::signaling::wire::ErrorCode;
@@ -29,7 +29,7 @@ fn clients_websockets_calls_and_registrations_are_counted() {
     let mut hubs = TestHubs::single(config());
     let (a, b) = (hubs.register_udp(A), hubs.register_udp(B));
     hubs.register_websocket(1);
-    // A retransmission is no second registration.
+    // A retransmission is not counted.
     hubs.request_udp(A, &json!({"t": 1, "mid": 1}));
     call(&mut hubs, &a, &b, 2);
     let counted = counters(&hubs);

@@ -1,4 +1,4 @@
-//! A whole act between two plain clients over a wire that loses, repeats and reorders.
+//! A whole call between two plain clients over a network that loses, duplicates and reorders.
 
 use super::*;
 use rand::RngCore;
@@ -13,11 +13,11 @@ struct Client {
     tag: Option<String>,
     wants: Option<String>,
     peer: Option<(Value, Value)>,
-    asked: usize,
+    status_requests: usize,
 }
 
 impl Client {
-    /// What it says on its own at this moment.
+    /// Returns the request that the client sends at this tick.
     fn next_request(&self, tick: usize) -> Option<Value> {
         if !tick.is_multiple_of(5) {
             return None;
@@ -46,7 +46,7 @@ impl Client {
                 return Some(json!({"t": -52, "mid": message["mid"], "token": token}));
             }
             53 => {
-                self.asked += 1;
+                self.status_requests += 1;
                 let extra = json!({"punching": true});
                 return Some(
                     json!({"t": -53, "mid": message["mid"], "token": token, "code": 200, "extra": extra}),
@@ -96,6 +96,6 @@ fn two_clients_connect_over_a_network_with_a_third_of_loss() {
         let (a, b) = (&clients[names[0]], &clients[names[1]]);
         assert_eq!(a.peer, Some((json!("192.0.2.20"), json!(2))), "seed {seed}");
         assert_eq!(b.peer, Some((json!("192.0.2.10"), json!(1))), "seed {seed}");
-        assert!(a.asked > 0 && b.asked > 0, "seed {seed}");
+        assert!(a.status_requests > 0 && b.status_requests > 0, "seed {seed}");
     }
 }

@@ -1,4 +1,4 @@
-//! What only several servers show. Most other scenarios run with several of them too.
+//! Behaviour that needs several servers. Most other scenarios also run with several.
 
 use super::*;
 use proptest::prelude::*;
@@ -32,7 +32,7 @@ fn every_client_gets_a_tag_of_its_node_and_reaches_every_other_client() {
                 (200, &token),
                 "a repetition is no second call"
             );
-            assert!(hubs.take_datagrams(there).iter().all(|(_, heard)| heard["token"] == token));
+            assert!(hubs.take_datagrams(there).iter().all(|(_, received)| received["token"] == token));
             let end = json!({"t": 55, "mid": 8, "token": token});
             assert_eq!(code(&hubs.request_udp(at, &end)), 200);
             hubs.advance_ms(40_000);
@@ -100,13 +100,13 @@ fn a_message_that_the_bus_rejects_is_refused_and_leaves_no_state() {
     let home = node_of_conn(ConnId(1), HUBS);
     let foreign: Vec<String> =
         (0..HUBS).filter(|hub| *hub != home).map(|hub| hubs.register_udp(&address_at(hub, 3))).collect();
-    let asked = [
+    let requests = [
         call(&tag, &foreign[0]),
         json!({"t": 3, "mid": 8, "params": {"tag": tag}}),
         json!({"t": 60, "mid": 9, "params": {"tags": foreign}}),
         json!({"t": 2, "mid": 10, "tag": foreign[0]}),
     ];
-    for message in asked {
+    for message in requests {
         let hub = hubs.cluster.of_conn(ConnId(1));
         hub.handle_websocket_text(hubs.now, ConnId(1), &message.to_string());
         let mut sent = Vec::new();
@@ -122,7 +122,7 @@ fn a_message_that_the_bus_rejects_is_refused_and_leaves_no_state() {
         hubs.sent = sent;
         let refused = hubs.take_texts(1);
         assert_eq!((refused.len(), code(&refused[0])), (1, 206), "{message}");
-        // Nobody waits any more, so that the same question is asked anew.
+        // No query is pending, so that the same request starts a new one.
         let answer = hubs.request_websocket(1, &message);
         assert!(matches!(code(&answer), 200 | 202), "{answer}");
         hubs.sent.clear();
@@ -153,8 +153,8 @@ fn a_watch_that_ends_during_another_query_for_its_tag_does_not_falsify_the_answe
     let tags: Vec<String> = others.map(|hub| hubs.register_udp(&address_at(hub, 3))).collect();
     hubs.request_websocket(1, &json!({"t": 60, "mid": 1, "params": {"tags": [tags[0]]}}));
     let hub = hubs.cluster.of_conn(ConnId(1));
-    for (mid, watch, asked) in [(2, true, &tags[..]), (3, false, &tags[..1])] {
-        let message = json!({"t": 60, "mid": mid, "params": {"tags": asked, "watch": watch}});
+    for (mid, watch, tags) in [(2, true, &tags[..]), (3, false, &tags[..1])] {
+        let message = json!({"t": 60, "mid": mid, "params": {"tags": tags, "watch": watch}});
         hub.handle_websocket_text(hubs.now, ConnId(1), &message.to_string());
     }
     hubs.drain();

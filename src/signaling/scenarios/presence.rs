@@ -37,7 +37,7 @@ fn a_tag_expires_sixty_seconds_after_the_last_heartbeat() {
 
 #[test]
 fn a_tag_is_valid_only_from_the_address_that_registered_it() {
-    // 2.0, first row: t=2 and t=3 from the same IP and port, t=4 from the same IP.
+    // t=2 and t=3 must come from the same IP and port, t=4 from the same IP.
     let mut hubs = TestHubs::new(config());
     let (a, b) = (hubs.register_udp(A), hubs.register_udp(B));
     let other_port = "192.0.2.10:1001";

@@ -38,7 +38,7 @@ fn a_session_that_is_not_newer_is_refused_without_effect_on_the_holder() {
     }
     assert!(hubs.sent.is_empty());
     assert_eq!(code(&hubs.request_websocket(1, &json!({"t": 2, "tag": tag}))), 200);
-    // A refused one may stay as somebody else.
+    // The refused connection can register another tag.
     assert_ne!(hubs.request_websocket(4, &json!({"t": 1, "mid": 2}))["extra"]["tag"], tag);
 }
 
@@ -48,10 +48,10 @@ fn two_sessions_of_one_owner_do_not_replace_each_other_repeatedly() {
     let old = session(&mut hubs, 1, None)["extra"]["epoch"].as_i64().unwrap();
     let new = session(&mut hubs, 2, None)["extra"]["epoch"].as_i64().unwrap();
     assert!(new > old);
-    // The old one comes back as if its line had broken, and learns that it is over.
+    // The old session reconnects and is refused.
     hubs.close(1);
     assert_eq!(code(&session(&mut hubs, 3, Some(old))), 210);
-    // After a restart of the server the order of coming does not matter.
+    // After a restart of the server the order of reconnection does not matter.
     let mut hubs = TestHubs::new(config());
     assert_eq!(code(&session(&mut hubs, 1, Some(old + 1))), 200);
     assert_eq!(code(&session(&mut hubs, 2, Some(new + 1))), 200);
@@ -85,13 +85,13 @@ fn registering_again_on_the_same_connection_keeps_or_raises_the_epoch() {
 
 #[test]
 fn a_secret_does_not_prove_the_address() {
-    // Its owner knows the tag, and could write any address as the source of both datagrams.
+    // The owner can compute the tag and forge the source address of both datagrams.
     let mut hubs = TestHubs::new(config());
     let tag = hubs.request_udp(A, &register(1, None))["extra"]["tag"].clone();
     hubs.request_udp(A, &json!({"t": 2, "tag": tag}));
     let pad = json!({"t": 1, "mid": 2, "params": {"key": "the key"}});
     assert!(hubs.request_udp(A, &pad)["extra"].get("ice_servers").is_none());
-    // So it gets no word by UDP of its replacement.
+    // So the address is not notified of the replacement.
     session(&mut hubs, 1, None);
     assert!(hubs.take_datagrams(A).is_empty());
 }
@@ -105,16 +105,16 @@ fn a_pending_call_reaches_the_callee_on_its_new_connection() {
     let token = hubs.request_websocket(2, &call)["extra"]["token"].clone();
     hubs.send_text(2, &json!({"t": 54, "mid": 3, "token": token, "params": {"cands": ["c"]}}));
     let lost = hubs.take_texts(1);
-    // The line of the first connection is dead, and nobody has noticed yet.
+    // The first connection is dead, but not closed yet.
     hubs.advance_ms(3000);
     hubs.open(3);
     hubs.send_text(3, &register(1, Some(2)));
-    let heard = hubs.take_texts(3);
-    assert_eq!((heard[0]["t"].as_i64(), &heard[1..]), (Some(-1), &lost[..]));
-    let answer = json!({"t": -51, "mid": heard[1]["mid"], "token": token, "code": 200});
+    let received = hubs.take_texts(3);
+    assert_eq!((received[0]["t"].as_i64(), &received[1..]), (Some(-1), &lost[..]));
+    let answer = json!({"t": -51, "mid": received[1]["mid"], "token": token, "code": 200});
     hubs.send_text(3, &answer);
     assert!(hubs.take_texts(2).iter().any(|message| message["t"] == 52));
-    // Registering again there repeats nothing, and the act goes on there.
+    // Registering again on the same connection repeats nothing, and the call continues there.
     assert_eq!(code(&hubs.request_websocket(3, &register(2, Some(2)))), 200);
     hubs.advance_ms(5000);
     assert_eq!(hubs.take_texts(3)[0]["t"], 53);
@@ -130,7 +130,7 @@ fn an_owner_that_exceeds_a_limit_keeps_its_older_session() {
     assert_eq!(code(&hubs.request_udp(neighbour, &register(1, Some(2)))), 206);
     assert!(hubs.sent.is_empty());
     assert_eq!(code(&hubs.request_websocket(1, &json!({"t": 2, "tag": tag}))), 200);
-    // In its own network, and in place of what its address had, it takes no more room than before.
+    // It can replace a registration of its own network or its own address, because the counts stay the same.
     assert_eq!(code(&session(&mut hubs, 2, Some(2))), 200);
     assert_eq!(code(&hubs.request_udp(A, &register(2, Some(3)))), 200);
     assert_eq!(hubs.cluster.clients(), 1);

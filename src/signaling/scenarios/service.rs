@@ -133,7 +133,7 @@ async fn a_udp_client_calls_a_websocket_client_through_real_sockets() {
     send(&mut web, &json!({"t": 1, "mid": 1})).await;
     let callee = receive(&mut web).await["extra"]["tag"].clone();
     let main = server.main;
-    let asked = tokio::task::spawn_blocking(move || {
+    let exchange = tokio::task::spawn_blocking(move || {
         let socket = UdpSocket::bind(ANY).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let ask = |message: Value| {
@@ -146,7 +146,7 @@ async fn a_udp_client_calls_a_websocket_client_through_real_sockets() {
         let call = json!({"t": 4, "mid": 2, "params": {"tag": tag, "rtag": callee}});
         (ask(call), socket.local_addr().unwrap())
     });
-    let (answer, caller) = asked.await.unwrap();
+    let (answer, caller) = exchange.await.unwrap();
     let notified = receive(&mut web).await;
     assert_eq!(notified["token"], answer["extra"]["token"]);
     assert_eq!(notified["params"]["port"], caller.port());

@@ -43,7 +43,7 @@ fn a_key_gets_the_same_tag_on_every_connection_and_another_key_another_tag() {
         hubs.request_udp(A, &register(&key(1), 2, &by_udp, None))["extra"]["tag"],
         first["extra"]["tag"]
     );
-    // Epochs are those of any owned tag.
+    // Epochs work as for any owned tag.
     let epoch = session(&mut hubs, 1, &key(1), None)["extra"]["epoch"].as_i64().unwrap();
     assert_eq!(code(&session(&mut hubs, 2, &key(1), Some(epoch))), 210);
     assert_eq!(code(&session(&mut hubs, 3, &key(1), Some(epoch + 1))), 200);
@@ -77,13 +77,13 @@ fn the_tag_of_a_key_cannot_be_registered_without_the_key() {
         message["mid"] = json!(100 + mid);
         assert_eq!(code(&hubs.request_websocket(2, &message)), 204, "{message}");
     }
-    // A signature made for another connection or too long ago says nothing.
+    // A signature for another connection, or one that is too old, is not accepted.
     hubs.open(3);
     assert_eq!(code(&hubs.request_websocket(3, &right)), 205);
     hubs.advance_ms(30_000);
     assert_eq!(code(&hubs.request_websocket(2, &right)), 205);
     assert_eq!(hubs.request_websocket(1, &json!({"t": 1, "mid": 9}))["extra"]["tag"], tag);
-    // The tag itself is no secret: knowing it, or using it as one, gives nothing.
+    // The tag itself is not a secret: it cannot be used to register.
     let secret = json!({"t": 1, "mid": 4, "params": {"secret": tag}});
     assert_ne!(hubs.request_websocket(2, &secret)["extra"]["tag"], tag);
     let both = with("secret", json!("a secret of twenty-two"));

@@ -21,7 +21,7 @@ fn a_watcher_gets_the_current_state_and_then_changes() {
     assert_eq!(answer, json!({"t": -60, "mid": 60, "code": 200, "extra": extra}));
     hubs.close(2);
     assert_eq!(hubs.take_texts(1), [json!({"t": 60, "params": {"offline": [b]}})]);
-    // A heartbeat keeps the other one; without any it goes with its tag's life.
+    // A heartbeat keeps the other tag; without one it expires.
     hubs.advance_ms(30_000);
     hubs.send_udp(A, &json!({"t": 2, "tag": a}));
     hubs.advance_ms(59_999);
@@ -38,7 +38,7 @@ fn a_client_that_returns_is_online_again_and_one_that_moves_stays_online() {
     hubs.open(2);
     let tag = hubs.request_websocket(2, &register)["extra"]["tag"].clone();
     hubs.request_websocket(1, &watch(&json!([tag])));
-    // Another connection, then a datagram: replaced, not gone.
+    // Another connection, then a datagram: the tag moves and stays online.
     hubs.open(3);
     hubs.request_websocket(3, &register);
     hubs.close(2);
@@ -67,7 +67,7 @@ fn a_tag_that_changes_often_causes_one_event_a_second() {
         hubs.request_websocket(conn, &register);
         hubs.advance_ms(20);
     }
-    // Two seconds, and at each look it was there or just gone.
+    // In two seconds the tag was registered and removed many times.
     assert!(hubs.take_texts(1).len() <= 4);
     hubs.close(102);
     hubs.advance_ms(1000);
@@ -106,7 +106,7 @@ fn watching_is_refused_without_a_tag_over_udp_over_a_limit_and_if_disabled() {
     assert_eq!(code(&hubs.request_websocket(1, &watch(&json!(["x"])))), 204);
 }
 
-/// What a watcher believes, from answers and events alone.
+/// The state that a watcher knows, from answers and events only.
 #[derive(Default)]
 struct View(BTreeMap<String, bool>);
 
@@ -125,9 +125,9 @@ impl View {
 #[derive(Debug, Clone)]
 enum Step {
     /// An owner registers on a new connection, or by UDP.
-    Come(u8, bool),
+    Register(u8, bool),
     /// The connection of an owner closes.
-    Go(u8),
+    Close(u8),
     Watch(u8, u8),
     Unwatch(u8, u8),
     Wait(u16),
@@ -135,8 +135,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..3_u8, any::<bool>()).prop_map(|(owner, web)| Step::Come(owner, web)),
-        2 => (0..3_u8).prop_map(Step::Go),
+        4 => (0..3_u8, any::<bool>()).prop_map(|(owner, web)| Step::Register(owner, web)),
+        2 => (0..3_u8).prop_map(Step::Close),
         2 => (0..2_u8, 0..3_u8).prop_map(|(watcher, owner)| Step::Watch(watcher, owner)),
         1 => (0..2_u8, 0..3_u8).prop_map(|(watcher, owner)| Step::Unwatch(watcher, owner)),
         3 => prop_oneof![9 => 0..1500_u16, 1 => 40_000..60_000_u16].prop_map(Step::Wait),
@@ -165,24 +165,24 @@ proptest! {
         }
         for step in steps {
             match step {
-                Step::Come(owner, true) => {
+                Step::Register(owner, true) => {
                     hubs.open(next);
                     hubs.send_text(next, &json!({"t": 1, "params": secret(owner)}));
                     homes[usize::from(owner)] = next;
                     next += 1;
                 }
-                Step::Come(owner, false) => {
+                Step::Register(owner, false) => {
                     let from = format!("192.0.2.10:{}", 1000 + u16::from(owner));
                     hubs.send_udp(&from, &json!({"t": 1, "params": secret(owner)}));
                 }
-                Step::Go(owner) => hubs.close(homes[usize::from(owner)]),
+                Step::Close(owner) => hubs.close(homes[usize::from(owner)]),
                 Step::Watch(watcher, owner) => {
                     let watch = watch(&json!([tags[usize::from(owner)]]));
                     hubs.send_text(watcher.into(), &watch);
                 }
                 Step::Unwatch(watcher, owner) => {
                     let tag = &tags[usize::from(owner)];
-                    // What was sent before must not be taken for news after it.
+                    // Events that were sent before the request must not count after it.
                     for message in hubs.take_texts(watcher.into()) { views[usize::from(watcher)].take(&message); }
                     let stop = json!({"t": 60, "params": {"tags": [tag], "watch": false}});
                     hubs.send_text(watcher.into(), &stop);
@@ -193,7 +193,7 @@ proptest! {
         }
         let is_online = |hubs: &TestHubs, tag: &String| hubs.cluster.registered(&Tag::new(tag.as_str()).unwrap());
         let presence = |hubs: &TestHubs| tags.iter().map(|tag| is_online(hubs, tag)).collect::<Vec<_>>();
-        // Who goes in the last second has one more to be received of.
+        // A tag that changes in the last second causes another event.
         loop {
             let before = presence(&hubs);
             hubs.advance_ms(1050);

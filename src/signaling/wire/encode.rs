@@ -1,4 +1,4 @@
-//! Writes messages as strict JSON.
+//! Serialises messages as strict JSON.
 
 use super::SUCCESS;
 use crate::signaling::envelope::{self, BoundedString, BoundedVec, Envelope, Fields, FieldsObject, NatField};
@@ -10,7 +10,7 @@ use data_encoding::BASE64URL_NOPAD;
 use std::net::SocketAddr;
 
 impl Message {
-    /// Writes the message as strict JSON, each field at its place in `docs/wire/signaling.md`.
+    /// Serialises the message as strict JSON, with the field order of `docs/wire/signaling.md`.
     #[must_use]
     pub fn encode(&self) -> String {
         match self {
@@ -21,7 +21,7 @@ impl Message {
 }
 
 impl Request {
-    /// Writes the request as strict JSON.
+    /// Serialises the request as strict JSON.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = Envelope { t: self.body.message_type().number(), mid: self.mid, ..Envelope::default() };
@@ -85,7 +85,7 @@ impl Request {
 }
 
 impl Response {
-    /// Writes the response as strict JSON; a success has a negative `t` and code 200 (S0-A1, S0-A2).
+    /// Serialises the response as strict JSON; a success has a negative `t` and code 200 (S0-A1, S0-A2).
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
