@@ -23,7 +23,7 @@ mod tcp_accept;
 mod turn_websocket;
 mod write_timeout;
 
-use crate::dataplane::dtls::Identity;
+use crate::dataplane::dtls::DtlsIdentity;
 use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::worker_pool::{WorkerFailed, WorkerPool};
 pub use crate::limits::{NetworkPrefix, PrefixError};
@@ -156,7 +156,7 @@ impl Server {
         let addresses = AddressWatch::start()?;
         let own = addresses.current();
         let certificate = certificate(&config, state)?;
-        let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
+        let (tls, identity) = (Tls::new(&certificate)?, DtlsIdentity::new(&certificate, &state.folder)?);
         let mut sockets = Listeners::open(&config, worker_count(&config)).await?;
         server_info::try_relay_addresses(&config.turn.relay_addresses)?;
         let mut info = ServerInfo::gather(&config, state, &own, &certificate, &sockets)?;

@@ -18,8 +18,8 @@ pub(super) struct Auth {
     username_anonymity: Option<bool>,
     credentials_file: Option<PathBuf>,
     rest_secrets: Vec<String>,
-    realms: Vec<Realm>,
-    hook: Option<Hook>,
+    realms: Vec<RealmSection>,
+    hook: Option<HookSection>,
     oauth: Vec<Oauth>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Keys {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Realm {
+struct RealmSection {
     name: String,
     #[serde(default)]
     addresses: Vec<IpAddr>,
@@ -67,7 +67,7 @@ struct Realm {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Hook {
+struct HookSection {
     url: String,
     deadline_ms: Option<u64>,
     cache_seconds: Option<u64>,
@@ -162,8 +162,8 @@ impl Auth {
         auth.username_anonymity = self.username_anonymity;
         auth.credentials_file = self.credentials_file;
         auth.rest_secrets = secrets("auth.rest_secrets", self.rest_secrets)?;
-        auth.realms = self.realms.into_iter().map(Realm::checked).collect::<Result<_, _>>()?;
-        auth.hook = self.hook.map(Hook::checked).transpose()?;
+        auth.realms = self.realms.into_iter().map(RealmSection::checked).collect::<Result<_, _>>()?;
+        auth.hook = self.hook.map(HookSection::checked).transpose()?;
         auth.oauth = self.oauth.into_iter().map(Oauth::checked).collect::<Result<_, _>>()?;
         check_names(turn, auth)
     }
@@ -190,7 +190,7 @@ fn check_names(turn: &TurnConfig, auth: &AuthConfig) -> Result<(), ConfigError> 
     Ok(())
 }
 
-impl Realm {
+impl RealmSection {
     fn checked(self) -> Result<RealmConfig, ConfigError> {
         realm_name("auth.realms.name", &self.name)?;
         Ok(RealmConfig {
@@ -203,7 +203,7 @@ impl Realm {
     }
 }
 
-impl Hook {
+impl HookSection {
     fn checked(self) -> Result<HookConfig, ConfigError> {
         let is_http =
             |uri: &hyper::Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();

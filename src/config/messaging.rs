@@ -1,7 +1,7 @@
 //! The section `[messaging]`.
 
 use super::ConfigError;
-use super::signaling::Rate;
+use super::signaling::RateSection;
 use crate::messaging::config::{Limits, Policy};
 use crate::server::MessagingConfig;
 use serde::Deserialize;
@@ -53,11 +53,11 @@ struct LimitsSection {
     messages_per_mailbox: Option<usize>,
     bytes_per_mailbox: Option<usize>,
     contacts: Option<usize>,
-    logins_per_account: Option<Rate>,
-    logins_per_network: Option<Rate>,
-    registrations_per_network: Option<Rate>,
-    key_exchanges_per_network: Option<Rate>,
-    requests_per_connection: Option<Rate>,
+    logins_per_account: Option<RateSection>,
+    logins_per_network: Option<RateSection>,
+    registrations_per_network: Option<RateSection>,
+    key_exchanges_per_network: Option<RateSection>,
+    requests_per_connection: Option<RateSection>,
     job_queue: Option<usize>,
     jobs_per_network: Option<usize>,
     request_bytes: Option<usize>,

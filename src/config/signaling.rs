@@ -1,7 +1,7 @@
 //! The section `[signaling]`.
 
 mod measures;
-pub(super) use measures::Rate;
+pub(super) use measures::RateSection;
 
 use super::ConfigError;
 use crate::signaling::{AccessKey, Config, Jwt, JwtKey, NotifyFrom as From, Origins, Realms, Scopes};
@@ -13,8 +13,8 @@ use std::time::Duration;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SignalingSection {
     open: Option<bool>,
-    keys: Vec<Key>,
-    jwt: Option<Token>,
+    keys: Vec<KeySection>,
+    jwt: Option<JwtSection>,
     origins: Option<Vec<String>>,
     list: Option<bool>,
     presence: Option<bool>,
@@ -25,7 +25,7 @@ pub(super) struct SignalingSection {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Key {
+struct KeySection {
     key: String,
     scopes: Vec<Scope>,
     #[serde(default)]
@@ -40,7 +40,7 @@ enum Scope {
     Admin,
 }
 
-impl Key {
+impl KeySection {
     fn read(&self) -> Result<AccessKey, ConfigError> {
         if !(16..=128).contains(&self.key.len()) {
             return Err(value("signaling.keys.key", "must have 16 to 128 bytes"));
@@ -69,7 +69,7 @@ enum Algorithm {
 /// `[signaling.jwt]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Token {
+struct JwtSection {
     algorithm: Algorithm,
     key: Option<String>,
     key_file: Option<PathBuf>,
@@ -79,13 +79,13 @@ struct Token {
     leeway: Option<u64>,
 }
 
-impl std::fmt::Debug for Token {
+impl std::fmt::Debug for JwtSection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token(..)")
+        f.write_str("JwtSection(..)")
     }
 }
 
-impl Token {
+impl JwtSection {
     fn read(self) -> Result<Jwt, ConfigError> {
         let text = match (self.key, self.key_file) {
             (Some(text), None) => text,
@@ -146,8 +146,8 @@ impl SignalingSection {
         self.times.apply(&mut signaling.times)?;
         self.limits.apply(&mut signaling.limits)?;
         signaling.open = self.open.unwrap_or(signaling.open);
-        signaling.access_keys = self.keys.iter().map(Key::read).collect::<Result<_, _>>()?;
-        signaling.jwt = self.jwt.map(Token::read).transpose()?;
+        signaling.access_keys = self.keys.iter().map(KeySection::read).collect::<Result<_, _>>()?;
+        signaling.jwt = self.jwt.map(JwtSection::read).transpose()?;
         if let Some(list) = self.origins {
             signaling.origins = Origins::only(list).ok_or(value(
                 "signaling.origins",

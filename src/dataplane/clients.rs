@@ -265,7 +265,7 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dtls::Identity;
+    use super::super::dtls::DtlsIdentity;
     use super::super::inbox::Inbox;
     use super::*;
     use crate::limits::{QueueBounds, queue};
@@ -284,7 +284,7 @@ mod tests {
     async fn frames_that_do_not_reach_their_client_are_counted_by_reason() {
         let folder = tempfile::tempdir().unwrap();
         let certificate = Certificate::own(folder.path()).unwrap();
-        let identity = Identity::new(&certificate, folder.path()).unwrap();
+        let identity = DtlsIdentity::new(&certificate, folder.path()).unwrap();
         let polls = [0, 1].map(|_| mio::Poll::new().unwrap());
         let inbox = |poll: &mio::Poll| Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let ((own, _own), (other, mut arrived)) = (inbox(&polls[0]), inbox(&polls[1]));

@@ -62,7 +62,7 @@ type Ends = (SocketAddr, SocketAddr);
 
 /// What new sessions need.
 #[derive(Debug, Clone)]
-pub(crate) struct Identity {
+pub(crate) struct DtlsIdentity {
     config: Arc<dimpl::Config>,
     certificate: DtlsCertificate,
 }
@@ -70,7 +70,7 @@ pub(crate) struct Identity {
 /// One worker's sessions.
 #[derive(Debug)]
 pub(crate) struct Dtls {
-    identity: Identity,
+    identity: DtlsIdentity,
     cookies: CookieExchange,
     sessions: HashMap<Ends, Session>,
     quota: Arc<Quota<NetworkPrefix>>,
@@ -156,7 +156,7 @@ impl Session {
     }
 }
 
-impl Identity {
+impl DtlsIdentity {
     /// Uses the certificate of TLS, or the self-signed one in `folder` where that is not ECDSA on P-256 or P-384.
     ///
     /// # Errors
@@ -193,7 +193,7 @@ impl Identity {
 }
 
 impl Dtls {
-    pub(crate) fn new(now: Now, identity: Identity, rng: ChaCha20Rng) -> Self {
+    pub(crate) fn new(now: Now, identity: DtlsIdentity, rng: ChaCha20Rng) -> Self {
         Self {
             identity,
             cookies: CookieExchange::new(now, rng),
@@ -327,7 +327,7 @@ impl Dtls {
                 return false;
             }
         };
-        let Identity { config, certificate } = &self.identity;
+        let DtlsIdentity { config, certificate } = &self.identity;
         let mut engine = Engine(Some(dimpl::Dtls::new_12(Arc::clone(config), certificate.clone(), now.mono)));
         EXPECTED_COOKIE.set(Some(cookie));
         let begun = engine.run(|engine| {

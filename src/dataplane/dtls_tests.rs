@@ -12,7 +12,7 @@ fn ends(port: u16) -> Ends {
 fn server(now: Now) -> Dtls {
     use rand::SeedableRng;
     let folder = tempfile::tempdir().unwrap();
-    let identity = Identity::new(&Certificate::own(folder.path()).unwrap(), folder.path()).unwrap();
+    let identity = DtlsIdentity::new(&Certificate::own(folder.path()).unwrap(), folder.path()).unwrap();
     Dtls::new(now, identity, ChaCha20Rng::from_seed([3; 32]))
 }
 
@@ -34,7 +34,7 @@ struct Client {
 
 impl Client {
     fn new(now: Now, server: &Dtls, ends: Ends) -> Self {
-        let Identity { config, certificate } = server.identity.clone();
+        let DtlsIdentity { config, certificate } = server.identity.clone();
         let mut engine = dimpl::Dtls::new_12(config, certificate, now.mono);
         engine.set_active(true);
         engine.handle_timeout(now.mono).unwrap();
@@ -317,7 +317,7 @@ fn a_client_that_would_rather_speak_1_3_falls_back() {
     let now = now();
     let mut server = server(now);
     let mut client = Client::new(now, &server, ends(1));
-    let Identity { config, certificate } = server.identity.clone();
+    let DtlsIdentity { config, certificate } = server.identity.clone();
     client.engine = dimpl::Dtls::new_auto(config, certificate, now.mono);
     client.engine.set_active(true);
     client.engine.handle_timeout(now.mono).unwrap();
@@ -480,7 +480,7 @@ fn a_certificate_that_dtls_cannot_use_is_replaced() {
         self_signed: false,
         files: String::new(),
     };
-    let identity = Identity::new(&certificate, folder.path()).unwrap();
+    let identity = DtlsIdentity::new(&certificate, folder.path()).unwrap();
     assert_eq!(identity.certificate.certificate, own.chain[0].to_vec());
 }
 
@@ -549,8 +549,8 @@ fn mistreated(mischief: &Mischief, mut packet: Vec<u8>, past: &[Vec<u8>]) -> Vec
     }
 }
 
-fn identity() -> Identity {
-    static IDENTITY: std::sync::OnceLock<Identity> = std::sync::OnceLock::new();
+fn identity() -> DtlsIdentity {
+    static IDENTITY: std::sync::OnceLock<DtlsIdentity> = std::sync::OnceLock::new();
     IDENTITY.get_or_init(|| server(now()).identity).clone()
 }
 

@@ -15,7 +15,7 @@ const QUEUE: usize = 1024;
 const NETWORKS: usize = 65_536;
 
 /// A look-up and the worker that waits for it.
-pub(crate) type Asked = (usize, Arc<UserQuery>);
+pub(crate) type QueuedLookup = (usize, Arc<UserQuery>);
 
 /// A worker's sending side of the look-up queues.
 #[derive(Debug, Default)]
@@ -32,8 +32,8 @@ pub(crate) struct Lookups {
 /// Names that were found before have their own queue, so that unknown names do not delay them.
 #[derive(Debug, Clone)]
 struct Queues {
-    known: mpsc::Sender<Asked>,
-    unknown: mpsc::Sender<Asked>,
+    known: mpsc::Sender<QueuedLookup>,
+    unknown: mpsc::Sender<QueuedLookup>,
 }
 
 impl Lookups {
@@ -42,7 +42,7 @@ impl Lookups {
     pub(crate) fn new(
         per_network: u32,
         unlimited_from: Arc<[NetworkPrefix]>,
-    ) -> (Self, [mpsc::Receiver<Asked>; 2]) {
+    ) -> (Self, [mpsc::Receiver<QueuedLookup>; 2]) {
         let ((known, from_known), (unknown, from_unknown)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
         let queues = Some(Queues { known, unknown });
         (Self { queues, per_network, unlimited_from, ..Self::default() }, [from_known, from_unknown])

@@ -1,6 +1,6 @@
 //! The worker threads and what they share.
 
-use super::dtls::{Dtls, Identity};
+use super::dtls::{Dtls, DtlsIdentity};
 use super::inbox::Inbox;
 use super::lookups::Lookups;
 use super::moved_clients::Inboxes;
@@ -38,7 +38,7 @@ pub(crate) struct WorkerFailed {
 /// What every worker gets a copy or a share of.
 pub(crate) struct WorkerPool {
     pub(crate) relay: RelayConfig,
-    pub(crate) identity: Identity,
+    pub(crate) identity: DtlsIdentity,
     pub(crate) discovery: Discovery,
     pub(crate) secret_keys: Arc<SecretKeys>,
     pub(crate) unauthenticated: UnauthenticatedLimits,

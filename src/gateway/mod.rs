@@ -14,10 +14,17 @@
 //! | `service` | starts the thread, passes it connections | tokio |
 //! | [`client`] | the client library: dial, accept, send, receive | tokio |
 
-#[cfg(feature = "server")]
-mod budget;
+// The frames and handshakes, which both ends use.
+pub(crate) mod handshake;
+pub(crate) mod token;
+pub(crate) mod wire;
+
 #[cfg(feature = "gateway-client")]
 pub mod client;
+
+// The server.
+#[cfg(feature = "server")]
+mod budget;
 #[cfg(feature = "server")]
 mod commands;
 #[cfg(feature = "server")]
@@ -30,8 +37,6 @@ mod counters;
 pub(crate) mod endpoint;
 #[cfg(feature = "server")]
 mod flow_control;
-#[cfg(any(feature = "server", feature = "gateway-client"))]
-pub(crate) mod handshake;
 #[cfg(feature = "server")]
 mod liveness;
 #[cfg(feature = "server")]
@@ -42,18 +47,15 @@ mod outbox;
 mod recently_closed;
 #[cfg(feature = "server")]
 mod refusals;
-#[cfg(test)]
-mod scenarios;
 #[cfg(feature = "server")]
 pub(crate) mod service;
-#[cfg(any(feature = "server", feature = "gateway-client"))]
-pub(crate) mod token;
 #[cfg(feature = "server")]
 pub(crate) mod websocket;
-#[cfg(any(feature = "server", feature = "gateway-client"))]
-pub(crate) mod wire;
 #[cfg(feature = "server")]
 mod worker;
+
+#[cfg(test)]
+mod scenarios;
 
 #[cfg(feature = "server")]
 pub use config::{Config, Duplicates, Limits, Times};

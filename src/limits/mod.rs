@@ -33,23 +33,19 @@ mod table;
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) use backoff::Backoff;
-#[cfg(feature = "server")]
-pub(crate) use keyed_rate::KeyedRateLimiter;
-#[cfg(feature = "server")]
-pub use prefix::{NetworkPrefix, PrefixError};
 #[cfg(any(feature = "server", feature = "cli"))]
 pub(crate) use queue::{QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
 #[cfg(feature = "server")]
-pub(crate) use quota::{Exceeded, Permit, Quota};
+pub(crate) use {
+    keyed_rate::KeyedRateLimiter,
+    quota::{Exceeded, Permit, Quota},
+    rate::{RateLimiter, SharedRateLimiter},
+    sampler::{Sampler, sampled},
+    service::report,
+    table::{Limit, Table, to_prometheus},
+};
 #[cfg(feature = "server")]
-pub use rate::Rate;
-#[cfg(feature = "server")]
-pub(crate) use rate::{RateLimiter, SharedRateLimiter};
-#[cfg(feature = "server")]
-pub(crate) use sampler::Sampler;
-#[cfg(feature = "server")]
-pub(crate) use sampler::sampled;
-#[cfg(feature = "server")]
-pub(crate) use service::report;
-#[cfg(feature = "server")]
-pub(crate) use table::{Limit, Table, to_prometheus};
+pub use {
+    prefix::{NetworkPrefix, PrefixError},
+    rate::Rate,
+};

@@ -38,7 +38,7 @@ pub(crate) struct QueueReceiver<T, R = ()>(Arc<Shared<T, R>>);
 
 #[derive(Debug)]
 struct Shared<T, R> {
-    state: Mutex<State<T, R>>,
+    state: Mutex<QueueState<T, R>>,
     bounds: QueueBounds,
     /// Free capacity in items and bytes.
     free_items: Semaphore,
@@ -46,7 +46,7 @@ struct Shared<T, R> {
 }
 
 #[derive(Debug)]
-struct State<T, R> {
+struct QueueState<T, R> {
     items: VecDeque<T>,
     senders: usize,
     end: Option<End<R>>,
@@ -65,7 +65,7 @@ enum End<R> {
 pub(crate) fn queue<T, R>(bounds: QueueBounds) -> (QueueSender<T, R>, QueueReceiver<T, R>) {
     let within = |value: usize| value.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let bounds = QueueBounds { items: within(bounds.items), bytes: within(bounds.bytes) };
-    let state = State { items: VecDeque::new(), senders: 1, end: None, receiver: None };
+    let state = QueueState { items: VecDeque::new(), senders: 1, end: None, receiver: None };
     let shared = Arc::new(Shared {
         state: Mutex::new(state),
         bounds,
@@ -183,7 +183,7 @@ impl<T, R: Copy> QueueReceiver<T, R> {
 }
 
 impl<T, R> Shared<T, R> {
-    fn state(&self) -> MutexGuard<'_, State<T, R>> {
+    fn state(&self) -> MutexGuard<'_, QueueState<T, R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -240,7 +240,7 @@ impl<T, R> Shared<T, R> {
     }
 }
 
-impl<T, R> State<T, R> {
+impl<T, R> QueueState<T, R> {
     fn wake(&mut self) {
         if let Some(waker) = self.receiver.take() {
             waker.wake();

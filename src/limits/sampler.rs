@@ -1,30 +1,30 @@
-//! Sampling of repeated log lines: the first is written, then one an interval with the number that was suppressed. Pure.
+//! Sampling of repeated log lines: the first is logged, then at most one per interval with the number of suppressed ones. Pure.
 
 use super::table::{Limit, Table};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// From one line to the next of the same kind, at least.
+/// The minimum time between two lines of the same kind.
 pub(super) const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Lets one line of a kind through an interval. A `static` serves all threads.
+/// Passes at most one line per interval. A `static` serves all threads.
 #[derive(Debug, Default)]
-pub(crate) struct Sampler(Mutex<State>);
+pub(crate) struct Sampler(Mutex<SamplerState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct SamplerState {
     written: Option<Instant>,
     suppressed: u64,
 }
 
 impl Sampler {
-    /// Makes one that lets the first line through.
+    /// Creates a sampler that passes the first line.
     #[must_use]
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(State { written: None, suppressed: 0 }))
+        Self(Mutex::new(SamplerState { written: None, suppressed: 0 }))
     }
 
-    /// Decides about a line at `now`: `Some` with the number that was suppressed before it, or `None` to suppress it too.
+    /// Returns whether a line at `now` is logged: `Some` with the number of lines suppressed before it, or `None` to suppress it too.
     pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.written.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
@@ -48,20 +48,20 @@ macro_rules! sampled {
 }
 pub(crate) use sampled;
 
-/// One line that is due.
+/// A log line about a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ReportLine {
+pub(super) struct LimitReport {
     /// The limit that was reached.
     pub limit: Limit,
     /// Its value.
     pub value: u64,
-    /// How often it was reached since the line before, this time included.
+    /// How often it was reached since the last line.
     pub times: u64,
 }
 
-/// Decides which limits are logged.
+/// Decides when a reached limit is logged.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct LimitReporter {
     table: &'static Table,
     logged: Vec<Logged>,
 }
@@ -72,16 +72,16 @@ struct Logged {
     at: Option<Instant>,
 }
 
-impl Report {
-    /// Makes a report on what `table` counts from now on.
+impl LimitReporter {
+    /// Creates a reporter for what `table` counts from now on.
     #[must_use]
     pub(super) fn new(table: &'static Table) -> Self {
         let logged = Limit::ALL.iter().map(|limit| Logged { times: table.get(*limit).0, at: None });
         Self { table, logged: logged.collect() }
     }
 
-    /// Returns the lines that are due: one for each limit that was reached since its last line, if that is an [`INTERVAL`] ago.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<ReportLine> {
+    /// Returns the lines that are due: one for each limit that was reached since its last line, at most one per [`INTERVAL`].
+    pub(super) fn due(&mut self, now: Instant) -> Vec<LimitReport> {
         let mut lines = Vec::new();
         for (limit, logged) in Limit::ALL.iter().zip(&mut self.logged) {
             let (times, value) = self.table.get(*limit);
@@ -89,7 +89,7 @@ impl Report {
             if times == logged.times || is_early {
                 continue;
             }
-            lines.push(ReportLine { limit: *limit, value, times: times - logged.times });
+            lines.push(LimitReport { limit: *limit, value, times: times - logged.times });
             *logged = Logged { times, at: Some(now) };
         }
         lines
@@ -102,7 +102,7 @@ mod tests {
     use crate::net::time::mono;
 
     #[test]
-    fn one_line_an_interval_passes_and_says_how_many_did_not() {
+    fn one_line_per_interval_passes_with_the_number_suppressed() {
         let (sampler, start) = (Sampler::new(), mono());
         assert_eq!(sampler.pass(start), Some(0));
         assert!((0..600_000).all(|_| sampler.pass(start + INTERVAL / 2).is_none()));
@@ -114,18 +114,18 @@ mod tests {
     fn a_limit_is_logged_at_once_and_then_once_an_interval() {
         let table: &'static Table = Box::leak(Box::default());
         table.reached(Limit::RelayPorts, 7);
-        let (mut report, start) = (Report::new(table), mono());
-        assert_eq!(report.due(start), []);
+        let (mut reporter, start) = (LimitReporter::new(table), mono());
+        assert_eq!(reporter.due(start), []);
         table.reached(Limit::AllocationsPerUser, 128);
         table.reached(Limit::MaxAllocations, 10_000);
-        let line = |limit, value, times| ReportLine { limit, value, times };
+        let line = |limit, value, times| LimitReport { limit, value, times };
         assert_eq!(
-            report.due(start),
+            reporter.due(start),
             [line(Limit::AllocationsPerUser, 128, 1), line(Limit::MaxAllocations, 10_000, 1)]
         );
         (0..50).for_each(|_| table.reached(Limit::AllocationsPerUser, 128));
-        assert_eq!(report.due(start + INTERVAL / 2), []);
-        assert_eq!(report.due(start + INTERVAL), [line(Limit::AllocationsPerUser, 128, 50)]);
-        assert_eq!(report.due(start + INTERVAL * 2), []);
+        assert_eq!(reporter.due(start + INTERVAL / 2), []);
+        assert_eq!(reporter.due(start + INTERVAL), [line(Limit::AllocationsPerUser, 128, 50)]);
+        assert_eq!(reporter.due(start + INTERVAL * 2), []);
     }
 }

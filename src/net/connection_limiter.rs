@@ -18,7 +18,7 @@ const LONG_PART: usize = 16;
 const SHORT: usize = 12 * 1024;
 
 /// Ends a connection.
-type Hook = Box<dyn FnOnce() + Send>;
+type EvictionHook = Box<dyn FnOnce() + Send>;
 
 /// The limits on connections.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +74,7 @@ impl ConnectionCounters {
 /// Counts and limits the open connections.
 #[derive(Debug)]
 pub(crate) struct ConnectionLimiter {
-    table: Mutex<Table>,
+    table: Mutex<ConnectionTable>,
     limits: ConnectionLimits,
     /// By the lengths of [`NETWORKS`].
     quotas: [Arc<Quota<NetworkPrefix>>; NETWORKS.len()],
@@ -82,14 +82,14 @@ pub(crate) struct ConnectionLimiter {
 }
 
 #[derive(Default)]
-struct Table {
+struct ConnectionTable {
     next: u64,
     /// Connections that count towards the total.
     open: usize,
     /// Descriptors of all connections that are open.
     descriptors: usize,
     /// Unauthenticated connections, and how to end them.
-    unauthenticated: HashMap<u64, Option<Hook>>,
+    unauthenticated: HashMap<u64, Option<EvictionHook>>,
     /// The unauthenticated connections that count towards the total.
     evictable: BTreeSet<u64>,
     /// The unauthenticated connections that hold memory.
@@ -106,10 +106,10 @@ struct Table {
 
 /// The right to one connection; given back when the last clone is dropped.
 #[derive(Debug, Clone)]
-pub(crate) struct ConnectionPermit(Arc<Admitted>);
+pub(crate) struct ConnectionPermit(Arc<PermitState>);
 
 #[derive(Debug)]
-struct Admitted {
+struct PermitState {
     limiter: Arc<ConnectionLimiter>,
     id: u64,
     /// Of the networks it is counted for; none for an address without a limit.
@@ -118,10 +118,10 @@ struct Admitted {
     descriptors: AtomicUsize,
 }
 
-impl fmt::Debug for Table {
+impl fmt::Debug for ConnectionTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (open, unauthenticated, bytes) = (self.open, self.unauthenticated.len(), self.bytes);
-        f.debug_struct("Table")
+        f.debug_struct("ConnectionTable")
             .field("open", &open)
             .field("unauthenticated", &unauthenticated)
             .field("bytes", &bytes)
@@ -129,9 +129,9 @@ impl fmt::Debug for Table {
     }
 }
 
-impl Table {
+impl ConnectionTable {
     /// Evicts an unauthenticated connection; returns how to end it.
-    fn evict(&mut self, id: u64) -> Option<Hook> {
+    fn evict(&mut self, id: u64) -> Option<EvictionHook> {
         let hook = self.unauthenticated.remove(&id)?;
         self.forget_bytes(id);
         self.open -= usize::from(self.evictable.remove(&id));
@@ -184,7 +184,7 @@ impl ConnectionLimiter {
         let (permits, is_counted, descriptors) =
             (Mutex::default(), AtomicBool::new(true), AtomicUsize::new(1));
         let limiter = Arc::clone(self);
-        Some(ConnectionPermit(Arc::new(Admitted { limiter, id, permits, is_counted, descriptors })))
+        Some(ConnectionPermit(Arc::new(PermitState { limiter, id, permits, is_counted, descriptors })))
     }
 
     /// Admits a new connection of `client`; `None`, and evicts nothing, where the client or its network is at its limit.
@@ -210,7 +210,7 @@ impl ConnectionLimiter {
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, ConnectionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -342,8 +342,8 @@ impl ConnectionPermit {
     }
 }
 
-impl Admitted {
-    fn stop_counting(&self, table: &mut Table) {
+impl PermitState {
+    fn stop_counting(&self, table: &mut ConnectionTable) {
         if !self.is_counted.swap(false, Ordering::Relaxed) {
             return;
         }
@@ -357,7 +357,7 @@ impl Admitted {
     }
 }
 
-impl Drop for Admitted {
+impl Drop for PermitState {
     fn drop(&mut self) {
         let mut table = self.limiter.table();
         self.stop_counting(&mut table);

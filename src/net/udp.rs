@@ -40,14 +40,14 @@ pub(crate) struct BatchUdpSocket {
     socket: UdpSocket,
     local: SocketAddr,
     role: Role,
-    state: Arc<State>,
+    state: Arc<SocketState>,
     /// Buffers of the next receive: each costs a little even when nothing arrives.
     offer: AtomicU8,
 }
 
 /// State of the socket, shared by its handles.
 #[derive(Debug)]
-struct State {
+struct SocketState {
     dont_fragment: AtomicBool,
     hop_limit: HopLimit,
     errors_wait: AtomicBool,
@@ -127,7 +127,7 @@ impl BatchUdpSocket {
         socket.bind(&address.into())?;
         let socket: UdpSocket = socket.into();
         let local = socket.local_addr()?;
-        let state = Arc::new(State {
+        let state = Arc::new(SocketState {
             dont_fragment: AtomicBool::new(false),
             hop_limit: HopLimit::of(&socket, address.is_ipv6())?,
             errors_wait: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 //! answers.
 
 use crate::dataplane::inbox::{Inbox, WorkerMessage};
-use crate::dataplane::lookups::{Asked, Lookups};
+use crate::dataplane::lookups::{Lookups, QueuedLookup};
 use crate::limits::Limit;
 use crate::net::time;
 use crate::net::unauthenticated::UnauthenticatedLimits;
@@ -74,8 +74,8 @@ impl Default for HookConfig {
 pub(super) struct AuthHook {
     config: HookConfig,
     client: HookClient,
-    known: mpsc::Receiver<Asked>,
-    unknown: mpsc::Receiver<Asked>,
+    known: mpsc::Receiver<QueuedLookup>,
+    unknown: mpsc::Receiver<QueuedLookup>,
 }
 
 #[derive(Debug, Serialize)]

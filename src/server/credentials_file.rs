@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Interval of checks for changes.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-type Users = Vec<(String, String, UserKeys)>;
+type UserList = Vec<(String, String, UserKeys)>;
 
 /// Why a credentials file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ struct CredentialFile {
     /// Its only realm; all realms without.
     realm: Option<String>,
     seen: Option<Stamp>,
-    users: Users,
+    users: UserList,
 }
 
 /// The files, and what was last read from them.
@@ -107,7 +107,7 @@ impl CredentialFiles {
     }
 
     fn install(&self, authority: &Authenticator) {
-        let users: Users = self.files.iter().flat_map(|file| file.users.iter().cloned()).collect();
+        let users: UserList = self.files.iter().flat_map(|file| file.users.iter().cloned()).collect();
         authority.replace_file_users(&users);
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn router(revocation: RevocationState) -> Router {
     Router::new().route("/revoke", post(revoke).delete(restore)).with_state(Arc::new(revocation))
 }
 
-type SharedState = extract::State<Arc<RevocationState>>;
+type RevocationExtractor = extract::State<Arc<RevocationState>>;
 type Source = (ConnectInfo<SocketAddr>, Extension<IsForwarded>);
 
 #[derive(Deserialize)]
@@ -74,7 +74,7 @@ struct TagQuery {
 }
 
 async fn revoke(
-    extract::State(revocation): SharedState,
+    extract::State(revocation): RevocationExtractor,
     (ConnectInfo(peer), Extension(forwarded)): Source,
     Query(query): Query<TagQuery>,
     asked: HeaderMap,
@@ -104,7 +104,7 @@ async fn revoke(
 }
 
 async fn restore(
-    extract::State(revocation): SharedState,
+    extract::State(revocation): RevocationExtractor,
     (ConnectInfo(peer), Extension(forwarded)): Source,
     Query(query): Query<TagQuery>,
     asked: HeaderMap,

@@ -1,8 +1,8 @@
-//! Shared Secret Requests of [RFC 3489 section 8.2](https://www.rfc-editor.org/rfc/rfc3489#section-8.2), and the use of their credentials
-//! for: the integrity of Binding requests without magic cookie (section 8.1).
+//! Shared Secret Requests ([RFC 3489 section 8.2](https://www.rfc-editor.org/rfc/rfc3489#section-8.2)), and the integrity of Binding
+//! requests without magic cookie, which uses their credentials (section 8.1).
 //!
-//! Nothing is stored. A user name holds the second in which it was made, random bytes and an HMAC over both; its password is another HMAC
-//! over the name. Only this module has the keys: these users do not exist at the relay.
+//! The module stores no credentials. A user name consists of the second of its creation, random bytes and an HMAC over both; the password
+//! is another HMAC over the name. Only this module has the keys: the relay does not know these users.
 
 use crate::stun::{
     Builder, Class, ClassicText, Key, Message, Method, TransactionId, append_classic_integrity, attr,
@@ -15,23 +15,21 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
-/// How long credentials are good, in seconds: more than the 10 minutes that are promised, and less than the 30 after which they must be
-/// refused.
+/// The lifetime of credentials in seconds. The RFC guarantees 10 minutes and requires that they are refused after 30.
 const LIFETIME: u64 = 20 * 60;
-/// How far in the future a name may have been made: the clocks of a fleet differ a little.
+/// The tolerated clock difference between servers in seconds: a name may be that far from the future.
 const LEEWAY: u64 = 60;
-/// What a name begins with.
+/// The prefix of a name.
 const PREFIX: &str = "3489";
-/// Hexadecimal digits of the second, of the random bytes, and of the HMAC: with the prefix 60 in all, as a name's length must be a
-/// multiple of four.
+/// Hexadecimal digits of the second, the random bytes and the HMAC. With the prefix a name has 60: its length must be a multiple of four.
 const SECOND_DIGITS: usize = 8;
 const RANDOM_DIGITS: usize = 16;
 const TAG_DIGITS: usize = 32;
 const NAME_LEN: usize = PREFIX.len() + SECOND_DIGITS + RANDOM_DIGITS + TAG_DIGITS;
-/// Bytes of a password before they are written as digits: 160 bits.
+/// Length of a password in bytes before hexadecimal encoding: 160 bits.
 const PASSWORD: usize = 20;
 
-/// What names and passwords are made with.
+/// The HMAC keys of names and passwords.
 #[derive(Debug)]
 pub(crate) struct SecretKeys {
     name: hmac::Key,
@@ -39,7 +37,7 @@ pub(crate) struct SecretKeys {
 }
 
 impl SecretKeys {
-    /// Derives both keys from one that nobody else has.
+    /// Derives both keys from a secret key.
     #[must_use]
     pub(crate) fn new(key: &[u8; 32]) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, key);
@@ -59,16 +57,16 @@ pub(crate) struct SharedSecrets {
 /// The result of the integrity check of a Binding request.
 #[derive(Debug)]
 pub(crate) enum BindingCheck {
-    /// Not from this module: it is answered as a request without integrity.
+    /// The user name is not from this module: answer as a request without integrity.
     Open,
-    /// It is right, and so the success response is signed too.
+    /// The integrity is valid: sign the success response too.
     Signed(Key, ClassicText),
-    /// It is refused with this code.
+    /// Refuse the request with this code.
     Refused(u16),
 }
 
 impl BindingCheck {
-    /// Signs the answer to the request, where its integrity was right and it is granted.
+    /// Signs a success response if the integrity of the request is valid.
     pub(crate) fn sign(&self, answer: &mut Vec<u8>) {
         if let Self::Signed(key, text) = self
             && is_success(answer)
@@ -86,13 +84,13 @@ pub(crate) fn is_shared_secret_request(message: &Message<'_>) -> bool {
 }
 
 impl SharedSecrets {
-    /// Makes one that draws from `rng`.
+    /// Creates it with a random source for names.
     #[must_use]
     pub(crate) fn new(keys: Arc<SecretKeys>, rng: ChaCha20Rng) -> Self {
         Self { keys, rng }
     }
 
-    /// Answers a Shared Secret Request: with credentials where it came by TLS, else with 433.
+    /// Answers a Shared Secret Request: with credentials over TLS, otherwise with 433.
     #[must_use]
     pub(crate) fn answer(&mut self, unix: u64, message: &Message<'_>, by_tls: bool) -> Vec<u8> {
         let id = message.transaction();

@@ -13,11 +13,11 @@ const MAX_IDLE: usize = 1024;
 #[derive(Debug)]
 pub struct AllocationQuota {
     allocations: Arc<Quota<Arc<str>>>,
-    users: Mutex<Users>,
+    users: Mutex<RateTable>,
 }
 
 #[derive(Debug)]
-struct Users {
+struct RateTable {
     limiters: HashMap<Arc<str>, Arc<UserLimiters>>,
     /// The number of users at which those without an allocation are forgotten.
     prune_at: usize,
@@ -34,7 +34,7 @@ impl AllocationQuota {
     /// Allows `per_user` allocations for each user name and `total` in all.
     #[must_use]
     pub fn new(per_user: u32, total: u32) -> Self {
-        let users = Users { limiters: HashMap::new(), prune_at: MAX_IDLE };
+        let users = RateTable { limiters: HashMap::new(), prune_at: MAX_IDLE };
         Self { allocations: Quota::new(total as usize, per_user as usize), users: Mutex::new(users) }
     }
 
@@ -62,7 +62,7 @@ impl AllocationQuota {
     }
 }
 
-impl Users {
+impl RateTable {
     fn limiters_of(&mut self, user: Arc<str>) -> Arc<UserLimiters> {
         if self.limiters.len() >= self.prune_at && !self.limiters.contains_key(&user) {
             self.limiters.retain(|_, limiters| Arc::strong_count(limiters) > 1);

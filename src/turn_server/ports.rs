@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct RelayPorts {
     range: RangeInclusive<u16>,
-    tables: Vec<Table>,
+    tables: Vec<PortTable>,
 }
 
 /// A local address that relay sockets are bound to, and the address that clients receive.
@@ -30,7 +30,7 @@ impl From<IpAddr> for RelayAddress {
 }
 
 #[derive(Debug)]
-struct Table {
+struct PortTable {
     address: RelayAddress,
     /// A bit for each port there is.
     words: Box<[AtomicU64]>,
@@ -40,7 +40,7 @@ struct Table {
 /// Random ports that are tried before the range is searched from a random port on, which prefers the neighbours of leased ports
 /// ([RFC 6056 section 3.3.2](https://www.rfc-editor.org/rfc/rfc6056#section-3.3.2)).
 const GUESSES: usize = 8;
-/// 64-bit words of a [`Table`].
+/// 64-bit words of a [`PortTable`].
 const WORDS: usize = 1 << 10;
 
 impl RelayPorts {
@@ -48,7 +48,7 @@ impl RelayPorts {
     #[must_use]
     pub fn new(addresses: &[RelayAddress], range: RangeInclusive<u16>) -> Self {
         let words = || (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-        let table = |address: &RelayAddress| Table {
+        let table = |address: &RelayAddress| PortTable {
             address: *address,
             words: words(),
             owners: PortOwners::new(&range),

@@ -96,13 +96,13 @@ pub(super) struct LimitsSection {
     watchers_per_tag: Option<usize>,
     watches: Option<usize>,
     answer_bytes: Option<usize>,
-    per_source: Option<Rate>,
-    per_pair: Option<Rate>,
-    per_proof: Option<Rate>,
-    per_list: Option<Rate>,
-    per_unproven: Option<Rate>,
-    ice_per_network: Option<Rate>,
-    ice_per_key: Option<Rate>,
+    per_source: Option<RateSection>,
+    per_pair: Option<RateSection>,
+    per_proof: Option<RateSection>,
+    per_list: Option<RateSection>,
+    per_unproven: Option<RateSection>,
+    ice_per_network: Option<RateSection>,
+    ice_per_key: Option<RateSection>,
     rates: Option<usize>,
     revocations: Option<usize>,
     inbox: Option<usize>,
@@ -114,12 +114,12 @@ pub(super) struct LimitsSection {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::config) struct Rate {
+pub(in crate::config) struct RateSection {
     burst: f64,
     per_second: f64,
 }
 
-impl Rate {
+impl RateSection {
     pub(in crate::config) fn checked(self, key: &'static str) -> Result<limits::Rate, ConfigError> {
         let Self { burst, per_second } = self;
         let (most, least) = (1e9, 1e-6);

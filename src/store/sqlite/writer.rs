@@ -33,13 +33,13 @@ trait Write: Send {
     fn finish(self: Box<Self>, commit: Result<(), StoreError>);
 }
 
-struct Call<T, F> {
+struct QueuedCall<T, F> {
     operation: F,
     result: Option<Result<T, StoreError>>,
     caller: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<T, F> Write for Call<T, F>
+impl<T, F> Write for QueuedCall<T, F>
 where
     T: Send,
     F: FnMut(&Connection) -> Result<T, StoreError> + Send,
@@ -97,7 +97,7 @@ impl Writer {
         operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
         let (caller, answer) = oneshot::channel();
-        let call = Call { operation, result: None, caller };
+        let call = QueuedCall { operation, result: None, caller };
         match self.queue.push(Box::new(call), CALL_BYTES + bytes) {
             Ok(()) => Box::pin(async { answer.await.unwrap_or(Err(StoreError::Closed)) }),
             Err(error) => Box::pin(ready(Err(error))),

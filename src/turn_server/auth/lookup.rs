@@ -119,11 +119,11 @@ impl LookupCache {
 /// exceeds the limits is dropped; its client retransmits it.
 #[derive(Debug, Default)]
 pub(crate) struct PendingLookups {
-    pending: VecDeque<PendingRequest>,
+    pending: VecDeque<PendingLookup>,
 }
 
 #[derive(Debug)]
-struct PendingRequest {
+struct PendingLookup {
     query: Arc<UserQuery>,
     client: FiveTuple,
     /// Whether an earlier look-up found the user.
@@ -160,16 +160,15 @@ impl PendingLookups {
         }
         let is_new = self.pending.iter().all(|pending| pending.query != *query);
         let (query, bytes) = (Arc::clone(query), bytes.to_vec());
-        self.pending.push_back(PendingRequest { query, client, is_known, bytes });
+        self.pending.push_back(PendingLookup { query, client, is_known, bytes });
         if is_new { LookupAction::Start } else { LookupAction::Wait }
     }
 
     fn has_room(&self, client: FiveTuple, is_known: bool) -> bool {
         let count =
-            |of: &dyn Fn(&PendingRequest) -> bool| self.pending.iter().filter(|pending| of(pending)).count();
+            |of: &dyn Fn(&PendingLookup) -> bool| self.pending.iter().filter(|pending| of(pending)).count();
         let network = NetworkPrefix::site(client.client.ip());
-        let of_network =
-            |pending: &PendingRequest| NetworkPrefix::site(pending.client.client.ip()) == network;
+        let of_network = |pending: &PendingLookup| NetworkPrefix::site(pending.client.client.ip()) == network;
         if self.pending.len() >= MAX_PENDING {
             Limit::ParkedRequests.reached(MAX_PENDING);
             return false;
@@ -192,7 +191,7 @@ impl PendingLookups {
     pub(crate) fn take(&mut self, query: &UserQuery) -> Vec<(FiveTuple, Vec<u8>)> {
         let (ready, waiting) = self.pending.drain(..).partition(|pending| *pending.query == *query);
         self.pending = waiting;
-        let ready: VecDeque<PendingRequest> = ready;
+        let ready: VecDeque<PendingLookup> = ready;
         ready.into_iter().map(|pending| (pending.client, pending.bytes)).collect()
     }
 
