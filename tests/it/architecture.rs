@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Longest file and longest function, in lines.
+/// Maximum length of a file and of a function, in lines.
 const FILE_LINES: usize = 700;
 const FUNCTION_LINES: usize = 90;
 
@@ -129,7 +129,7 @@ const PURE: &[&str] = &[
     "src/store/mailbox.rs",
     "src/store/party.rs",
 ];
-/// What a pure file never names.
+/// Names that a pure file must not use.
 const IMPURE: &[&str] = &[
     "tokio::",
     "axum::",
@@ -147,10 +147,10 @@ const IMPURE: &[&str] = &[
     "rand::rng(",
     "spawn(",
 ];
-/// (rule, where it holds, where it does not, what must not be named there).
+/// The rule, the paths that it applies to, the exceptions, and the names that are forbidden there.
 const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
     (
-        "the agent imports only the wire of signalling",
+        "the agent imports only signaling::wire",
         "src/agent/",
         &[],
         &[
@@ -162,13 +162,13 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
         ],
     ),
     (
-        "the agent imports no server's machine",
+        "the agent imports no state machine of the server",
         "src/agent/",
         &[],
         &["turn_server::machine", "crate::server", "stun_server"],
     ),
     (
-        "the agent imports only the client and the wire of the gateway",
+        "the agent imports only gateway::client and gateway::wire",
         "src/agent/",
         &[],
         &[
@@ -182,7 +182,7 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
             "crate::gateway::{",
         ],
     ),
-    ("turn_server does not know signaling", "src/turn_server/", &[], &["signaling"]),
+    ("turn_server does not import signaling", "src/turn_server/", &[], &["signaling"]),
     (
         "signaling imports only turn_server::auth",
         "src/signaling/",
@@ -202,15 +202,15 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
         &["crate::signaling", "crate::turn_server", "crate::server", "crate::config", "crate::agent"],
     ),
     (
-        "messaging knows no other service",
+        "messaging imports no other service",
         "src/messaging/",
         &[],
         &["crate::signaling", "crate::turn_server", "crate::server", "crate::config", "crate::gateway"],
     ),
     ("RSA and AES are named in one file", "src/", &["src/messaging/crypto.rs"], &["rsa::", "aes::"]),
-    ("signaling does not know the gateway", "src/signaling/", &[], &["crate::gateway"]),
+    ("signaling does not import the gateway", "src/signaling/", &[], &["crate::gateway"]),
     (
-        "the packet path does not know the composition",
+        "the packet path does not import the server",
         "src/dataplane/",
         &[],
         &["crate::server", "crate::config", "crate::gateway", "crate::agent"],
@@ -227,12 +227,12 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
     ),
     ("SQL is in one folder", "src/", &["src/store/sqlite/"], &["rusqlite"]),
     (
-        "the stun crate is a judge, not a part",
+        "the stun crate is only used in tests",
         "src/",
         &["src/stun/tests.rs"],
         &[" ::stun::", "(::stun::", "use stun::"],
     ),
-    ("the clocks have one reader", "src/", &["src/net/time.rs"], &["Instant::now(", "SystemTime::now("]),
+    ("the clocks are read in one file", "src/", &["src/net/time.rs"], &["Instant::now(", "SystemTime::now("]),
     (
         "the library does not print, exit or read the environment",
         "src/",
@@ -245,7 +245,7 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
         &["src/net/heap.rs", "src/net/udp/mmsg.rs"],
         &["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code", "expect(unsafe_code"],
     ),
-    ("errors are named", "src/", &[], &["Other(String)", "anyhow::Error>"]),
+    ("errors are enums", "src/", &[], &["Other(String)", "anyhow::Error>"]),
 ];
 const BANNED_MODULES: [&str; 7] = ["utils", "util", "helpers", "common", "types", "manager", "misc"];
 
@@ -310,7 +310,7 @@ fn pure_files_name_no_runtime_socket_clock_or_random_source() {
     for pure in PURE {
         assert!(
             sources.iter().any(|source| source.path.starts_with(pure)),
-            "{pure} is listed and does not exist"
+            "{pure} is listed but does not exist"
         );
     }
     let mut broken = Vec::new();
@@ -324,11 +324,11 @@ fn pure_files_name_no_runtime_socket_clock_or_random_source() {
             );
         }
     }
-    assert_none("pure files are pure", &broken);
+    assert_none("pure files do no I/O", &broken);
 }
 
 #[test]
-fn modules_import_only_what_they_may() {
+fn modules_import_only_what_the_rules_permit() {
     let mut broken = Vec::new();
     for source in sources() {
         for &(rule, place, exceptions, words) in BORDERS {
@@ -342,7 +342,7 @@ fn modules_import_only_what_they_may() {
             }
         }
     }
-    assert_none("each module keeps its imports", &broken);
+    assert_none("modules import only what the rules permit", &broken);
 }
 
 /// Clippy forbids the macros that panic on a failed write. No `allow` may permit them, and the log crate's own use of such a macro must stay
@@ -360,7 +360,9 @@ fn nothing_prints_with_macros_that_panic() {
     }
     let telemetry = fs::read_to_string(root().join("src/telemetry.rs")).unwrap();
     if !telemetry.contains(".log_internal_errors(false)") {
-        broken.push("src/telemetry.rs: failures of the log are reported by a macro that panics".to_owned());
+        broken.push(
+            "src/telemetry.rs: tracing_subscriber reports its own errors by a macro that panics".to_owned(),
+        );
     }
     let lints = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     for lint in ["print_stdout = \"deny\"", "print_stderr = \"deny\""] {
@@ -368,7 +370,7 @@ fn nothing_prints_with_macros_that_panic() {
             broken.push(format!("Cargo.toml: no {lint}"));
         }
     }
-    assert_none("no output stops the program", &broken);
+    assert_none("a failed write does not stop the program", &broken);
 }
 
 #[test]
@@ -377,7 +379,7 @@ fn module_names_are_specific_and_no_todo_is_left() {
     for source in sources() {
         let name = Path::new(&source.path).file_stem().unwrap().to_string_lossy().into_owned();
         if BANNED_MODULES.contains(&name.as_str()) {
-            broken.push(format!("{}: a name without content", source.path));
+            broken.push(format!("{}: the module name does not describe its content", source.path));
         }
         for (number, line) in source.all.lines().enumerate() {
             if line.contains("TODO") && !line.contains('#') || line.contains("FIXME") {
@@ -385,7 +387,7 @@ fn module_names_are_specific_and_no_todo_is_left() {
             }
         }
     }
-    assert_none("names and leftovers", &broken);
+    assert_none("module names and TODOs", &broken);
 }
 
 #[test]
@@ -475,7 +477,7 @@ fn every_test_that_the_docs_name_exists() {
             }
         }
     }
-    assert!(named > 20, "the pages' tables were not found");
+    assert!(named > 20, "the tables of tests were not found");
     assert_none("tests named in docs/", &broken);
 }
 
