@@ -42,7 +42,7 @@ pub(super) fn report(error: &anyhow::Error) -> String {
     }
 }
 
-/// Prints a report to standard error; gives up after a second if nobody reads it.
+/// Prints a report to standard error; gives up after a second if it is not read.
 pub(super) fn print(report: String) {
     let (done, is_done) = sync_channel(1);
     let write = move || {

@@ -1,23 +1,32 @@
 //! `agent`: its arguments, and the commands `listen` and `connect`.
 
-use super::agent_error::{CommandError, UsageError};
-use super::agent_gateway::{self, DialOptions};
-use super::agent_pipe::{self, Directions, Outcome, StreamOrigin};
-use super::agent_report::Reporter;
-use super::agent_secrets::{KeySource, prompt_for, read_file};
-use super::agent_terminal::interrupted;
+mod error;
+mod gateway;
+mod gateway_error;
+mod gateway_report;
+mod pipe;
+mod report;
+mod secrets;
+mod terminal;
+
 use crate::agent::{Agent, Config, ConnectError, Connection, Listener, PathPolicy, RegistrationError};
 use crate::agent::{ServerName, Ticket};
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
 use clap::{Args, Parser, Subcommand};
+use error::{CommandError, UsageError};
+use gateway::DialOptions;
+use pipe::{Directions, Outcome, StreamOrigin};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use report::Reporter;
+use secrets::{KeySource, prompt_for, read_file};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use terminal::interrupted;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
@@ -49,20 +58,20 @@ pub fn run_agent() -> ExitCode {
     about = "An encrypted pipe between two hosts behind NATs, direct where the networks allow it",
     after_help = AFTER_HELP
 )]
-pub(super) struct AgentLine {
+struct AgentLine {
     #[command(subcommand)]
-    pub(super) command: AgentCommand,
+    command: AgentCommand,
 }
 
 /// The commands of `agent`.
 #[derive(Debug, Subcommand)]
-pub(super) enum AgentCommand {
+enum AgentCommand {
     /// Print a ticket, wait for one connection, and connect it to standard input and output
     Listen(Listen),
     /// Connect standard input and output to the agent that printed the ticket
     Connect(Connect),
     /// Publish a local TCP service at a gateway, under an id
-    Share(agent_gateway::ShareCommand),
+    Share(gateway::ShareCommand),
     #[command(hide = true)]
     Serve(FormerServe),
 }
@@ -70,21 +79,21 @@ pub(super) enum AgentCommand {
 /// The former name of `agent share`, with any arguments.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
-pub(super) struct FormerServe {
+struct FormerServe {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
 
 /// Options of `agent listen`.
 #[derive(Debug, Args)]
-pub(super) struct Listen {
+struct Listen {
     #[command(flatten)]
     common: AgentOptions,
 }
 
 /// Options of `agent connect`.
 #[derive(Debug, Args)]
-pub(super) struct Connect {
+struct Connect {
     /// The ticket that `agent listen` printed on the other machine, or the whole line. Default: --ticket-file, AGENT_TICKET, or a prompt
     #[arg(value_name = "TICKET")]
     ticket: Vec<String>,
@@ -123,7 +132,7 @@ struct AgentOptions {
 
 /// What a command writes to standard error.
 #[derive(Debug, Args)]
-pub(super) struct OutputOptions {
+struct OutputOptions {
     /// Reporter on standard error as JSON, one event per line
     #[arg(long)]
     json: bool,
@@ -132,16 +141,16 @@ pub(super) struct OutputOptions {
     log: Option<String>,
 }
 
-pub(super) const USAGE: u8 = 2;
-pub(super) const INTERRUPTED: u8 = 130;
+const USAGE: u8 = 2;
+const INTERRUPTED: u8 = 130;
 /// The first and the longest wait for a server that is not reachable, each with jitter.
-pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// Time limit for an interrupted call to inform the other side.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 
 impl AgentCommand {
     /// Runs the command and returns the exit code.
-    pub(super) async fn run(self) -> u8 {
+    async fn run(self) -> u8 {
         let output = match &self {
             Self::Listen(listen) => &listen.common.output,
             Self::Connect(connect) => &connect.common.output,
@@ -215,7 +224,7 @@ impl Connect {
             (None, Some(_)) => return Err(UsageError::FormerVariable("AGENT_CODE", "AGENT_TICKET")),
             (None, None) => prompt_for("Ticket")?.ok_or(UsageError::NoTicket)?,
         };
-        if text.trim().starts_with(agent_gateway::TOKEN_PREFIX) {
+        if text.trim().starts_with(gateway::TOKEN_PREFIX) {
             return Err(UsageError::TokenAsTicket);
         }
         Ok(text.parse()?)
@@ -313,7 +322,7 @@ async fn pipe(
     report: &Reporter,
 ) -> Result<u8, CommandError> {
     let mut changes = connection.path_changes();
-    let pipe = agent_pipe::run(connection, (origin, directions), interrupted, || report.input_open());
+    let pipe = pipe::run(connection, (origin, directions), interrupted, || report.input_open());
     tokio::pin!(pipe);
     let outcome = loop {
         tokio::select! {

@@ -4,22 +4,6 @@
 mod advice;
 #[cfg(feature = "agent")]
 mod agent;
-#[cfg(feature = "agent")]
-mod agent_error;
-#[cfg(feature = "agent")]
-mod agent_gateway;
-#[cfg(feature = "agent")]
-mod agent_gateway_error;
-#[cfg(feature = "agent")]
-mod agent_gateway_report;
-#[cfg(feature = "agent")]
-mod agent_pipe;
-#[cfg(feature = "agent")]
-mod agent_report;
-#[cfg(feature = "agent")]
-mod agent_secrets;
-#[cfg(feature = "agent")]
-mod agent_terminal;
 #[cfg(feature = "server")]
 mod credentials;
 #[cfg(feature = "server")]

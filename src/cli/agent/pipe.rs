@@ -1,7 +1,7 @@
 //! Standard input and output over one stream of a connection; each direction ends on its own.
 
-use super::agent_error::CommandError;
-use super::agent_terminal::{close_stdout, is_stdout_null};
+use super::error::CommandError;
+use super::terminal::{close_stdout, is_stdout_null};
 use crate::agent::{Connection, ConnectionError, RecvStream};
 use clap::Args;
 use std::io::{self, IsTerminal};

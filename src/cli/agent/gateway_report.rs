@@ -1,6 +1,6 @@
 //! What `agent share` and `agent connect --gateway` report on standard error.
 
-use super::agent_report::{Reporter, VERSION};
+use super::report::{Reporter, VERSION};
 use crate::agent::{ServiceConnection, ServiceEvent};
 use crate::gateway::client::Status;
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! The errors of `agent share` and `agent connect --gateway`.
 
-use super::agent_error::Description;
+use super::error::Description;
 use crate::gateway::client::{ConnectError, ConnectionError, DialError};
 use std::io;
 

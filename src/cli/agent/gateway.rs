@@ -1,12 +1,12 @@
 //! `agent share` and `agent connect --gateway`: TCP services by id, through a gateway.
 
-use super::agent::{BACKOFF, INTERRUPTED, OutputOptions};
-use super::agent_error::{CommandError, UsageError};
-use super::agent_gateway_error::{GatewayError, GatewayFailure};
-use super::agent_pipe::{self, Directions, Input, Stop};
-use super::agent_report::Reporter;
-use super::agent_secrets::{KeySource, read_file};
-use super::agent_terminal::interrupted;
+use super::error::{CommandError, UsageError};
+use super::gateway_error::{GatewayError, GatewayFailure};
+use super::pipe::{self, Directions, Input, Stop};
+use super::report::Reporter;
+use super::secrets::{KeySource, read_file};
+use super::terminal::interrupted;
+use super::{BACKOFF, INTERRUPTED, OutputOptions};
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
     ClientBuilder, ConnectError, Endpoint, GatewayToken, Key, Raw, ServerBuilder, Settings, Tls,
@@ -263,7 +263,7 @@ impl DialOptions {
         environment_ticket: Option<&str>,
         directions: Directions,
     ) -> Result<u8, CommandError> {
-        let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::agent::USAGE) };
+        let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::USAGE) };
         let (tls, token) = (self.tls.tls()?, self.token(environment_ticket, report)?);
         // A byte stream cannot continue over a new connection, and a blocked one delays no other.
         let settings = Settings { reconnect: None, receive_timeout: OUTPUT_TIMEOUT, ..Settings::default() };
@@ -317,7 +317,7 @@ impl ServiceDialer {
             Ok(total)
         };
         let down = async {
-            let total = agent_pipe::receive_output(recv, tokio::io::stdout()).await;
+            let total = pipe::receive_output(recv, tokio::io::stdout()).await;
             their_end.notify_one();
             total
         };

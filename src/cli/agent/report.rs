@@ -1,6 +1,6 @@
 //! What `agent` reports on standard error: text for users, or one JSON event per line for programs.
 
-use super::agent_error::CommandError;
+use super::error::CommandError;
 use crate::agent::{PathInfo, Ticket};
 use serde_json::{Value, json};
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
 //! Secrets of `agent`: from arguments, the environment, a file, or a prompt on the terminal.
 
-use super::agent_error::UsageError;
-use super::agent_terminal::{PromptAnswer, prompt};
+use super::error::UsageError;
+use super::terminal::{PromptAnswer, prompt};
 use clap::Args;
 use std::fs::File;
 use std::io::Read;

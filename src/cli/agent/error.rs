@@ -1,6 +1,6 @@
 //! The errors of `agent`: exit codes, names in JSON events, and what to type.
 
-use super::agent_gateway_error::GatewayError;
+use super::gateway_error::GatewayError;
 use crate::agent::{
     ConnectError, ConnectionError, NatType, PathAttempts, PathPolicy, Refusal, RegistrationError, TicketError,
 };
