@@ -62,7 +62,7 @@ impl Config {
     /// Reads and checks `path`; without one every default applies.
     ///
     /// # Errors
-    /// [`ConfigError`] says what is wrong, with the place in the file.
+    /// [`ConfigError`] describes the error, with its place in the file.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let text = match path {
             None => String::new(),
@@ -153,7 +153,7 @@ struct File {
     trusted_proxies: Vec<NetworkPrefix>,
     /// The old name of `trusted_proxies`.
     proxy_protocol_from: Option<Vec<NetworkPrefix>>,
-    tls: Tls,
+    tls: TlsSection,
     turn: Turn,
     auth: auth::Auth,
     gateway: gateway::GatewaySection,
@@ -249,14 +249,14 @@ impl Limits {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Tls {
+struct TlsSection {
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
     name: Option<String>,
     port: Option<u16>,
 }
 
-impl Tls {
+impl TlsSection {
     fn apply(self, tls: &mut server::TlsConfig) -> Result<(), ConfigError> {
         let value = |key, rule| ConfigError::Value { key, rule };
         tls.certificate = match (self.certificate, self.key) {

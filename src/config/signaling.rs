@@ -18,7 +18,7 @@ pub(super) struct SignalingSection {
     origins: Option<Vec<String>>,
     list: Option<bool>,
     presence: Option<bool>,
-    notify_from: Option<NotifyFrom>,
+    notify_from: Option<NotifyFromValue>,
     times: measures::TimesSection,
     limits: measures::LimitsSection,
 }
@@ -135,7 +135,7 @@ fn value(key: &'static str, rule: &'static str) -> ConfigError {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum NotifyFrom {
+enum NotifyFromValue {
     Aux,
     Main,
     Both,
@@ -158,9 +158,9 @@ impl SignalingSection {
         signaling.list = self.list.unwrap_or(signaling.list);
         signaling.notify_from = match self.notify_from {
             None => signaling.notify_from,
-            Some(NotifyFrom::Aux) => From::Aux,
-            Some(NotifyFrom::Main) => From::Main,
-            Some(NotifyFrom::Both) => From::Both,
+            Some(NotifyFromValue::Aux) => From::Aux,
+            Some(NotifyFromValue::Main) => From::Main,
+            Some(NotifyFromValue::Both) => From::Both,
         };
         Ok(())
     }

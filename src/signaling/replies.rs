@@ -3,7 +3,7 @@
 use super::bus::{Destination, HubPayload};
 use super::client_addr::{ClientAddr, ClientRoute, ServerPort};
 use super::machine::{Hub, Output, RequestOrigin};
-use super::response_cache::RequestId;
+use super::response_cache::RequestKey;
 use super::wire::{ErrorCode, MessageType, Response, ResponseBody};
 
 /// The length of the IP and UDP headers, counted on both sides of the comparison with the request.
@@ -99,7 +99,7 @@ impl Hub {
 
 impl RequestOrigin {
     /// Returns the id of a request that must not take effect twice.
-    fn request_id(&self, t: MessageType, mid: Option<i64>) -> Option<RequestId> {
+    fn request_id(&self, t: MessageType, mid: Option<i64>) -> Option<RequestKey> {
         let once = match self.route.addr {
             ClientAddr::Udp(_) => &ACTS_ONCE[..],
             ClientAddr::WebSocket(_) => &ACTS_ONCE_ON_WEB,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Identifies a request: client, type, `mid`, and a hash of the callee.
-pub(super) type RequestId = (ClientAddr, MessageType, i64, u64);
+pub(super) type RequestKey = (ClientAddr, MessageType, i64, u64);
 
 /// Approximate size of an entry besides its text.
 const ENTRY: usize = 128;
@@ -19,8 +19,8 @@ pub(super) struct ResponseCache {
     lifetime: Duration,
     cap: usize,
     bytes: usize,
-    texts: HashMap<RequestId, Arc<str>>,
-    oldest: VecDeque<(Instant, RequestId)>,
+    texts: HashMap<RequestKey, Arc<str>>,
+    oldest: VecDeque<(Instant, RequestKey)>,
 }
 
 impl ResponseCache {
@@ -28,13 +28,13 @@ impl ResponseCache {
         Self { lifetime, cap, bytes: 0, texts: HashMap::new(), oldest: VecDeque::new() }
     }
 
-    pub(super) fn get(&mut self, id: RequestId, now: Instant) -> Option<Arc<str>> {
+    pub(super) fn get(&mut self, id: RequestKey, now: Instant) -> Option<Arc<str>> {
         self.evict_while(|at, _| at <= now);
         self.texts.get(&id).cloned()
     }
 
     /// Caches the first response to a request.
-    pub(super) fn insert(&mut self, id: RequestId, text: &str, now: Instant) {
+    pub(super) fn insert(&mut self, id: RequestKey, text: &str, now: Instant) {
         if self.texts.contains_key(&id) {
             return;
         }

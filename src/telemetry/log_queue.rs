@@ -41,7 +41,7 @@ impl LogQueue {
     /// Starts the thread that writes to `out`.
     pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let (items, received) = queue(QueueBounds { items: MAX_LINES, bytes: MAX_BYTES });
-        let writer = Writer { out, is_torn: false };
+        let writer = LogWriter { out, is_torn: false };
         thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(received))?;
         Ok(Self { items })
     }
@@ -102,13 +102,13 @@ impl<'a> MakeWriter<'a> for LogQueue {
     }
 }
 
-struct Writer<W> {
+struct LogWriter<W> {
     out: W,
     /// Whether the last line was written in part.
     is_torn: bool,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> LogWriter<W> {
     fn run(mut self, mut items: QueueReceiver<Item>) {
         let mut reported = 0;
         let mut next = items.blocking_recv().ok();

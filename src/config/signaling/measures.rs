@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Longest time in seconds, and shortest.
 const SECONDS: std::ops::RangeInclusive<f64> = 0.001..=86_400.0;
-/// Most copies of a message that wants an answer.
+/// Maximum number of waits in `retransmit`.
 const MAX_COPIES: usize = 16;
 /// Highest cap: queues and tables count no further.
 const MAX_COUNT: usize = 1_000_000_000;

@@ -74,7 +74,7 @@ pub(crate) struct FrameReader {
     is_within_message: bool,
 }
 
-struct FrameHeader {
+struct WebSocketHeader {
     is_final: bool,
     opcode: u8,
     mask: [u8; 4],
@@ -169,7 +169,7 @@ impl FrameReader {
     }
 
     /// Checks that a data frame may come here, and that its message is not too long.
-    fn start_data_frame(&mut self, header: &FrameHeader) -> Result<(), CloseCode> {
+    fn start_data_frame(&mut self, header: &WebSocketHeader) -> Result<(), CloseCode> {
         let (expected, other) = match self.message_type {
             _ if self.is_within_message => (CONTINUATION, 0xFF),
             MessageType::Text => (TEXT, BINARY),
@@ -207,7 +207,7 @@ fn clamp(len: usize) -> u32 {
 }
 
 /// Parses a frame's header; `None` where it is incomplete.
-fn header(bytes: &[u8], max_payload: usize) -> Result<Option<FrameHeader>, CloseCode> {
+fn header(bytes: &[u8], max_payload: usize) -> Result<Option<WebSocketHeader>, CloseCode> {
     let [first, second, rest @ ..] = bytes else { return Ok(None) };
     let (opcode, is_final) = (first & 0x0F, first & FIN != 0);
     let is_control = opcode >= CLOSE;
@@ -230,7 +230,7 @@ fn header(bytes: &[u8], max_payload: usize) -> Result<Option<FrameHeader>, Close
     let payload_len = payload_len.ok_or(CloseCode::MESSAGE_TOO_BIG)?;
     let [a, b, c, d, rest @ ..] = rest else { return Ok(None) };
     let len = bytes.len() - rest.len();
-    Ok(Some(FrameHeader { is_final, opcode, mask: [*a, *b, *c, *d], len, payload_len }))
+    Ok(Some(WebSocketHeader { is_final, opcode, mask: [*a, *b, *c, *d], len, payload_len }))
 }
 
 fn append_unmasked(masked: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {

@@ -10,13 +10,13 @@ use std::time::Duration;
 /// Calls that wait for a thread.
 #[derive(Debug)]
 pub(super) struct CallQueue<C> {
-    state: Mutex<State<C>>,
+    state: Mutex<PendingCalls<C>>,
     changed: Condvar,
     max_bytes: usize,
 }
 
 #[derive(Debug)]
-struct State<C> {
+struct PendingCalls<C> {
     /// Each with the bytes that it is charged.
     calls: VecDeque<(C, usize)>,
     bytes: usize,
@@ -27,11 +27,11 @@ struct State<C> {
 
 impl<C> CallQueue<C> {
     pub(super) fn new(max_bytes: usize) -> Self {
-        let state = State { calls: VecDeque::new(), bytes: 0, wake_at: 1, is_closed: false };
+        let state = PendingCalls { calls: VecDeque::new(), bytes: 0, wake_at: 1, is_closed: false };
         Self { state: Mutex::new(state), changed: Condvar::new(), max_bytes }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<C>> {
+    fn lock(&self) -> MutexGuard<'_, PendingCalls<C>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
