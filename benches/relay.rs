@@ -1,5 +1,5 @@
-//! The cost of a packet in the relay's state machine, without sockets: with more allocations it grows only by cache misses. And the cost
-//! of an allocation in time and memory.
+//! The time per packet in the relay's state machine, without sockets, and the time and memory per allocation. With more allocations a packet
+//! costs more only by cache misses.
 //!
 //! `cargo bench --bench relay -- --quick`. All checks and limits are on; the limits are never reached.
 
@@ -25,17 +25,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const ALLOCATIONS: [usize; 3] = [1, 1000, 100_000];
-/// A voice packet: 12 bytes of RTP header, 160 of sound.
-/// Packets that a worker takes from a socket at a time, when it has much to do.
+/// A voice packet: 12 bytes of RTP header, 160 bytes of audio.
+/// Packets per batch of a busy worker.
 const BATCH: usize = PREFETCH_BATCH;
 const PAYLOAD: usize = 172;
 const CHANNEL: [u8; 2] = [0x40, 0];
 const IP_HEADER: IpHeader = IpHeader { ttl: 64, tos: 0 };
-/// Coprime to every number of allocations, so that all of them have their turn, and not in the order of memory.
+/// Coprime to every number of allocations, so that all are used, and not in the order of memory.
 const STRIDE: usize = 61_803;
-/// Enough relay addresses for the most allocations.
+/// Enough relay addresses for the largest number of allocations.
 const RELAY_ADDRESSES: u8 = 8;
-/// Clients that take turns at allocating.
+/// Clients that allocate in turn.
 const ASKERS: usize = 512;
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
 
@@ -79,7 +79,7 @@ fn config() -> RelayConfig {
     config
 }
 
-/// How the allocations of a world let their peers in.
+/// How allocations permit their peers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Channel,
@@ -90,7 +90,7 @@ enum By {
 
 impl World {
     fn empty() -> Self {
-        // Far from the beginning of the machine's time, where its meters are empty.
+        // Ten seconds after the relay's start, so that the rate limiters are empty.
         let began = time::now();
         let config = config();
         let authenticator = Arc::clone(&config.authenticator);
@@ -99,7 +99,7 @@ impl World {
         Self { now, relay, ports: Vec::new(), authenticator, count: 0, turn: 0 }
     }
 
-    /// Makes `count` allocations that have let their peer in.
+    /// Makes `count` allocations that permit their peer.
     fn new(count: usize, by: By) -> Self {
         let mut world = Self { ports: Vec::with_capacity(count), count, ..Self::empty() };
         let addresses: Vec<_> = (0..count).map(|index| world.allocate(index)).collect();
@@ -162,7 +162,7 @@ impl World {
         answer
     }
 
-    /// Carries out the relay's outputs and returns the last response.
+    /// Handles the relay's outputs; returns the last response.
     fn drain(&mut self) -> Option<Vec<u8>> {
         let mut answer = None;
         while let Some(output) = self.relay.poll_output() {
@@ -177,18 +177,18 @@ impl World {
         answer
     }
 
-    /// The allocation whose turn it is.
+    /// Returns the next allocation.
     fn next(&mut self) -> usize {
         self.turn = (self.turn + STRIDE) % self.count;
         self.turn
     }
 
-    /// The allocations whose turn it is.
+    /// Returns the next allocations.
     fn batch(&mut self) -> [usize; BATCH] {
         std::array::from_fn(|_| self.next())
     }
 
-    /// As the worker does with a batch that it has received.
+    /// Relays a batch from clients to peers, as a worker does.
     fn clients_send<'a>(&mut self, clients: &[FiveTuple], frame: impl Fn(usize) -> &'a [u8]) {
         if self.relay.should_prefetch(clients.len()) {
             self.relay.prefetch_clients(clients.iter().copied());
@@ -199,7 +199,7 @@ impl World {
         }
     }
 
-    /// The same to clients of the same server.
+    /// Relays a batch between clients of the same server.
     fn clients_send_within(&mut self, clients: &[FiveTuple], frame: &[u8]) {
         if self.relay.should_prefetch(clients.len()) {
             self.relay.prefetch_clients(clients.iter().copied());
@@ -210,7 +210,7 @@ impl World {
         }
     }
 
-    /// As the worker does with what it has received at one relay port after the other.
+    /// Relays datagrams of several relay ports to clients, as a worker does.
     fn peers_send(&mut self, peers: &[(RelayId, SocketAddr)], payload: &[u8]) {
         for (relay, peer) in peers {
             let passed = self.relay.handle_peer(self.now, *relay, *peer, IP_HEADER, black_box(payload));
@@ -230,7 +230,7 @@ fn send_indication(peer: SocketAddr) -> Vec<u8> {
         .finish()
 }
 
-/// Puts another IPv4 address into a Send indication, whose first attribute names the peer.
+/// Replaces the IPv4 address of the peer in a Send indication, whose first attribute it is.
 fn readdress(indication: &mut [u8], index: usize) {
     let SocketAddr::V4(address) = peer(index) else { return };
     let xored = u32::from(*address.ip()) ^ MAGIC_COOKIE;
@@ -275,7 +275,7 @@ fn relaying(c: &mut Criterion) {
     }
 }
 
-/// Adds up the durations that `batch` returns; the creation of packets is not measured.
+/// Returns the sum of the durations of `batch`; the creation of packets is not measured.
 fn in_batches(b: &mut Bencher<'_>, mut batch: impl FnMut() -> Duration) {
     b.iter_custom(|batches| (0..batches).map(|_| batch()).sum());
 }
@@ -307,7 +307,7 @@ fn short_way(c: &mut Criterion) {
     group.finish();
 }
 
-/// The whole exchange, with 401 and an end, beside other allocations; and the memory of those.
+/// The whole exchange from 401 to the end of the allocation, beside other allocations; and their memory.
 fn allocating(c: &mut Criterion) {
     let mut group = c.benchmark_group("allocate exchange");
     for count in ALLOCATIONS {
@@ -335,7 +335,7 @@ fn allocating(c: &mut Criterion) {
     group.finish();
 }
 
-/// Bytes of this process that are in memory.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096

@@ -1,5 +1,5 @@
-//! Durable appends a second through the store trait, beside plain SQLite with the same schema, pragmas and disk: (a) one commit each,
-//! (b) one commit for as many as the store had in a commit.
+//! Durable appends per second through the store trait, compared with plain SQLite with the same schema, pragmas and disk: with one commit
+//! per append, and with as many appends per commit as the store had.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -14,14 +14,14 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Callers, and how many appends they make in all.
+/// Numbers of callers, each with the total number of appends.
 const LOADS: [(usize, u64); 3] = [(1, 1000), (16, 10_000), (256, 40_000)];
 const ROUNDS: usize = 5;
 const MAILBOXES: i64 = 1000;
 const BODY: [u8; 200] = [7; 200];
 const NOW: u64 = 1_700_000_000_000;
 
-/// What one measurement has shown.
+/// The result of one measurement.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     per_second: f64,
@@ -103,7 +103,7 @@ fn through_the_trait(runtime: &Runtime, callers: usize, appends: u64) -> Outcome
     }
 }
 
-/// The connection of the store, without the store.
+/// Opens SQLite as the store does.
 fn plain_connection(path: &Path) -> Connection {
     drop(SqliteStore::open(path, SqliteConfig::default()).unwrap());
     let connection = Connection::open(path).unwrap();
@@ -121,7 +121,7 @@ fn plain_connection(path: &Path) -> Connection {
     connection
 }
 
-/// Appends a second with `batch` of them in a commit.
+/// Returns the appends per second with `batch` appends per commit.
 fn plain(appends: u64, batch: u64) -> f64 {
     let (_folder, path) = database();
     let connection = plain_connection(&path);
@@ -161,7 +161,7 @@ fn plain(appends: u64, batch: u64) -> f64 {
     appends as f64 / (time::mono() - start).as_secs_f64()
 }
 
-/// The median.
+/// Returns the median.
 fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -40,7 +40,7 @@ fn proxy_header(stream: &[u8]) {
     assert!(proxy::parse(&stream[..len - 1]).is_ok_and(|start| start.is_none()));
 }
 
-/// Puts headers in front that say what is behind them.
+/// Prepends headers with the correct lengths.
 fn mended(body: &[u8]) -> Vec<u8> {
     let body = &body[..body.len().min(1500)];
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
@@ -73,7 +73,7 @@ fn hello(datagram: &[u8]) {
     exchange(datagram, &hello);
 }
 
-/// Nobody is admitted without a cookie made for him and for this hello, and nobody is answered more than he has sent.
+/// No client is admitted without a cookie for its address and this ClientHello, and no answer is longer than the request.
 fn exchange(datagram: &[u8], hello: &ClientHello<'_>) {
     let now: Now = time::now();
     let client: SocketAddr = ([192, 0, 2, 7], 1000).into();

@@ -4,7 +4,7 @@ use ginnel::internals::gateway::wire::{self, Command, Frame, HEADER_LEN};
 
 const MAX_PACKET: usize = 200;
 
-/// The first byte says how long the pieces are; the rest is taken for a stream.
+/// The first byte is the length of the pieces; the rest is a stream.
 pub(crate) fn run(data: &[u8]) {
     let [pieces, stream @ ..] = data else { return };
     let whole = frames(stream, |_| usize::MAX);
@@ -15,7 +15,7 @@ pub(crate) fn run(data: &[u8]) {
     }
 }
 
-/// Cuts a stream that arrives in pieces into frames; says also whether it ended in an error.
+/// Splits a stream that arrives in pieces into frames; also returns whether it ended in an error.
 fn frames(stream: &[u8], piece: impl Fn(usize) -> usize) -> (Vec<Vec<u8>>, bool) {
     let (mut buffer, mut frames, mut at) = (Vec::new(), Vec::new(), 0);
     while at < stream.len() {

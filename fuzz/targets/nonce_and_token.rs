@@ -97,7 +97,7 @@ impl World {
         }
     }
 
-    /// Nobody knows the key of a token that nobody has made.
+    /// A token that was not issued has no known key.
     fn forged_token(&self, token: &[u8]) {
         let token = &token[..token.len().min(2000)];
         let nonce = self.authority.challenge(self.now, &self.client).nonce;

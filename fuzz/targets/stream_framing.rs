@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 /// The longest frame: ChannelData of 65 535 bytes with its padding.
 const MAX_FRAME: usize = CHANNEL_HEADER_LEN + 65_536;
 
-/// The first byte says how long the pieces are, the next two how long a payload is; the rest is taken for a stream, and for the
+/// The first byte is the length of the pieces, the next two are that of a payload; the rest is a stream, and the
 /// payloads of frames that are put on one.
 pub(crate) fn run(data: &[u8]) {
     let [pieces, high, low, rest @ ..] = data else { return };
@@ -26,7 +26,7 @@ pub(crate) fn run(data: &[u8]) {
     built(usize::from(u16::from_be_bytes([*high, *low])), *pieces, rest);
 }
 
-/// Cuts a stream that arrives in pieces into frames, as its reader does; says also whether it ended in an error.
+/// Splits a stream that arrives in pieces into frames, as its reader does; also returns whether it ended in an error.
 fn frames(stream: &[u8], piece: impl Fn(usize) -> usize) -> (Vec<Vec<u8>>, bool) {
     let (mut buffer, mut frames, mut at) = (Vec::new(), Vec::new(), 0);
     while at < stream.len() {
@@ -63,7 +63,7 @@ fn sound(frame: &[u8]) {
     }
 }
 
-/// More bytes never change what fewer have told.
+/// More bytes never change what fewer have shown.
 fn prefixes(stream: &[u8]) {
     let full = frame_len(stream);
     for end in 0..stream.len().min(HEADER_LEN) {

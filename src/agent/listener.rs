@@ -104,7 +104,7 @@ impl Listener {
         &self.ticket
     }
 
-    /// Waits for the next connection. `None`: the tag is lost, so that nobody can call any more.
+    /// Waits for the next connection. Returns `None` if the tag is lost, so that no calls can arrive.
     ///
     /// # Errors
     /// [`ConnectError`] if a call by a holder of the ticket failed; the next one may succeed. After [`RegistrationError::Replaced`],

@@ -2,7 +2,7 @@
 //! implements each session's handshake, records and retransmissions.
 //!
 //! Input: datagrams and the time; output: datagrams and frames. It sends nothing itself. No state is kept for a client before it has returned a
-//! cookie ([`crate::net::dtls_cookie`]). The crate wants to run the cookie exchange itself, so that each new session replays it with the
+//! cookie ([`crate::net::dtls_cookie`]). The crate requires that it runs the cookie exchange itself, so that each new session replays it with the
 //! same cookie.
 
 use crate::clock::{Deadlines, Now};

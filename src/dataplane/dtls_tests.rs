@@ -41,7 +41,7 @@ impl Client {
         Self { engine, ends, connected: false, closed: false, received: Vec::new() }
     }
 
-    /// Everything it wants to send.
+    /// Returns all packets that it has to send.
     fn poll(&mut self) -> Vec<Vec<u8>> {
         let (mut buffer, mut packets) = (vec![0; MAX_DATAGRAM], Vec::new());
         loop {
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    /// Lets both sides talk until neither has anything to say; returns the frames the server received, and its farewells.
+    /// Exchanges packets until neither side has any; returns the frames that the server received, and its closed sessions.
     fn talk(&mut self, now: Now, server: &mut Dtls) -> (Vec<Vec<u8>>, usize) {
         let (mut frames, mut remove_closed) = (Vec::new(), 0);
         loop {
@@ -378,7 +378,7 @@ impl HmacProvider for Tripping {
     }
 }
 
-/// A server whose engines panic when told to.
+/// A server whose engines panic on request.
 fn fragile(now: Now) -> Dtls {
     let mut server = server(now);
     let provider = CryptoProvider { hmac_provider: &TRIPPING, ..rust_crypto::default_provider() };
@@ -555,7 +555,7 @@ fn identity() -> DtlsIdentity {
 }
 
 proptest! {
-    /// `PROPTEST_CASES` says how many handshakes there are.
+    /// `PROPTEST_CASES` sets the number of handshakes.
     #[test]
     fn no_mistreated_handshake_makes_the_engine_panic(
         plans in proptest::collection::vec(proptest::collection::vec(mischief(), 24), 2),

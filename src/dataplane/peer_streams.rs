@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 /// Backlog of one relayed address.
 const BACKLOG: i32 = 64;
-/// Pause after a failed accept, usually for want of descriptors.
+/// Pause after a failed accept, usually caused by a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes copied at a time.
 const CHUNK: usize = 16 * 1024;

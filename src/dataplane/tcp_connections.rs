@@ -218,7 +218,7 @@ impl TcpConnections {
         Some((slot, TcpRead { client: connection.client, bytes, ended }))
     }
 
-    /// Keeps a partial frame, or data for a peer; `is_new` says that whole frames came before it. Returns `false` when an unauthenticated client
+    /// Keeps a partial frame, or data for a peer; `is_new` states that whole frames came before it. Returns `false` when an unauthenticated client
     /// exceeds its limit.
     pub(crate) fn keep_partial(&mut self, now: Instant, slot: usize, rest: &[u8], is_new: bool) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return true };

@@ -1,4 +1,4 @@
-//! Clients' sockets in a worker's hands: what is read and kept, who is given up when, and that nobody waits for a slow one.
+//! TCP clients of a worker: reading, partial frames, time-outs, and that a slow client delays no other one.
 
 use super::*;
 use crate::net::time;

@@ -2,7 +2,7 @@
 //!
 //! Most endpoints do not use credit. The gateway can only stop reading a sender that sends too much on one virtual connection, which delays
 //! the sender's other connections. So the pause is limited ([`Times::pause`](super::Times::pause)), and then that one virtual connection is
-//! closed. A sender with a single virtual connection delays nobody else: it is paused as long as necessary, as TCP itself would do. Servers
+//! closed. A sender with a single virtual connection delays no other one: it is paused as long as necessary, as by TCP itself. Servers
 //! that authenticate by HMAC use credit (command 7) and are not paused.
 
 use super::budget::{MemoryGrant, READ};

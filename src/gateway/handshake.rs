@@ -3,7 +3,7 @@
 //!
 //! - **MD5**, the original: the gateway sends 8 random bytes; the server answers `MD5(challenge ‖ key)` and its id (4 bytes,
 //!   little-endian).
-//!   Silence means success. The digest does not cover the id, and whoever records one exchange can try keys offline.
+//!   Silence means success. The digest does not cover the id, and an attacker who records one exchange can try keys offline.
 //! - **HMAC-SHA256**, an extension: both sides contribute 32 random bytes, the id is covered, and the gateway proves itself too.
 //!
 //! ```text

@@ -24,7 +24,7 @@ fn port(ip: IpAddr, role: Role) -> BatchUdpSocket {
     BatchUdpSocket::bind(SocketAddr::new(ip, 0), role).unwrap()
 }
 
-/// Receives `count` datagrams; says also how many calls that took.
+/// Receives `count` datagrams; also returns the number of calls.
 fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Received>, usize) {
     let mut poll = mio::Poll::new().unwrap();
     let fd = port.as_raw_fd();
@@ -62,7 +62,7 @@ fn errors(port: &BatchUdpSocket) -> Vec<PeerError> {
     errors
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 fn closed(ip: IpAddr) -> SocketAddr {
     port(ip, Role::Single).local_addr()
 }
@@ -307,7 +307,7 @@ fn oversize_datagrams_in_a_narrow_network() {
             let narrow = PeerError { peer: peer.local_addr(), icmp_type, icmp_code, data: [0, 0, 5, 220] };
             assert_eq!(errors(&relay), [narrow]);
         }
-        // A port without an error queue says the same to the sender.
+        // A port without an error queue gives the sender the same error.
         assert_eq!(peer.send(&fixed, &large).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
     }
 }

@@ -1,6 +1,6 @@
 //! Limits on what unauthenticated clients get over UDP: responses of each network, their size, and DTLS handshakes. Pure.
 //!
-//! Until a request's integrity is verified its source address is only a claim, and the response goes to whoever owns that address. One
+//! Until a request's integrity is verified its source address is only a claim, and the response goes to the owner of that address. One
 //! [`UnauthenticatedLimiter`] belongs to one worker and needs no lock.
 
 use crate::clock::{Now, TickBase};

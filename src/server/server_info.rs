@@ -103,7 +103,7 @@ impl ServerInfo {
 pub fn ice_offer(config: &Config, state: &State) -> Result<IceServers, ServerError> {
     let advertised = advertised(config, &interfaces::addresses()?, config.port);
     let mut ice = ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0);
-    // Only the chain: whoever mints credentials may not be able to read the private key.
+    // Only the chain: a process that only mints credentials may be unable to read the private key.
     if let Some((chain, _)) = &config.tls.certificate {
         let name = match &config.tls.name {
             Some(name) => Some(name.clone()),

@@ -21,9 +21,9 @@ const TIMEOUT: &str = "8";
 enum End {
     /// With a hundred datagrams exchanged each way.
     Exchanged,
-    /// Both tell the server that they have given up.
+    /// Both report to the server that they have given up.
     NoHole,
-    /// The server tells the caller that the callee does not answer.
+    /// The server reports to the caller that the callee does not answer.
     NoAnswer,
 }
 

@@ -308,7 +308,7 @@ impl Drop for Dial<'_> {
             }
             unanswered
         });
-        // An answer that was not taken has created a virtual connection that nobody uses.
+        // An answer that was not received has created an unused virtual connection.
         if !unanswered && let Ok(Some(conn)) = self.answer.try_recv() {
             self.connection.close(conn);
         }

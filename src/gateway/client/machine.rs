@@ -290,7 +290,7 @@ impl Mux {
                 self.dialling.insert(conn, purpose);
                 self.command(&Command::Dial { conn, remote });
             }
-            // An id that nobody requested is released as well.
+            // An id that was not requested is released as well.
             Some(IdPurpose::Probe) | None => self.command(&Command::Close(conn)),
         }
         self.request_ids();

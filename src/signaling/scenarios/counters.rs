@@ -48,7 +48,7 @@ fn calls_are_counted_by_outcome_and_requests_by_their_answers() {
     let (mid, token) = notified(&mut hubs);
     hubs.send_udp(B, &json!({"t": 51, "mid": mid, "token": token, "code": 204}));
     assert_eq!((counters(&hubs).calls_ended.refused, counters(&hubs).requests.acknowledged), (1, 1));
-    // Answered, with a path, and ended by the caller; nobody answers the 55.
+    // Answered, with a path, and ended by the caller; the 55 is not answered.
     call(&mut hubs, &a, &b, 3);
     let (mid, token) = notified(&mut hubs);
     hubs.send_udp(B, &json!({"t": -51, "mid": mid, "token": token, "code": 200}));

@@ -42,7 +42,7 @@ impl NatKind {
             Self::Port443 => "iifname in tcp dport != 443 drop; iifname in meta l4proto != tcp drop",
             Self::FullCone | Self::PortRestricted | Self::Symmetric => "",
         };
-        // Input drops what nobody asked for: an unsolicited packet that got a conntrack entry of its own would take
+        // Input drops unsolicited packets: one that got a conntrack entry of its own would take
         // the port that the inner host's next packet to that peer needs.
         format!(
             "table ip nat {{

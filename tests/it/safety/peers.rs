@@ -22,7 +22,7 @@ fn ready(witness: &Proc) {
     witness.expect("readiness", SHORT, |line| (line == "ready").then_some(()));
 }
 
-/// Asserts that every one of `peers` was refused three times over, and that the witness heard nothing. A permission names no port, so
+/// Asserts that every one of `peers` was refused three times, and that the witness received nothing. A permission names no port, so
 /// that one for the address of relays is granted.
 fn assert_refused(client: &mut Proc, peers: &[&str], relays: &str, witness: &Proc) {
     client.succeed(SHORT);
