@@ -333,8 +333,8 @@ async fn two_plain_clients_punch_and_exchange_a_hundred_datagrams() {
     let both = tokio::task::spawn_blocking(|| [events(listening), events(calling)]);
     for side in both.await.unwrap() {
         let names: Vec<_> = side.iter().map(|event| event["event"].as_str().unwrap()).collect();
-        assert_eq!(names.first(), Some(&"registered"));
-        assert!(names.contains(&"punched"), "{names:?}");
+        // The call may arrive before the answer to the heartbeat that completes the registration.
+        assert!(["registered", "punched"].iter().all(|name| names.contains(name)), "{names:?}");
         let exchanged = side.iter().find(|event| event["event"] == "exchanged").unwrap();
         assert_eq!((&exchanged["sent"], &exchanged["received"]), (&json!(100), &json!(100)));
     }
