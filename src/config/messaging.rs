@@ -50,6 +50,7 @@ struct PasswordSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct LimitsSection {
+    parties: Option<usize>,
     messages_per_mailbox: Option<usize>,
     bytes_per_mailbox: Option<usize>,
     contacts: Option<usize>,
@@ -153,14 +154,16 @@ impl LimitsSection {
                 *rate = given.checked(key)?;
             }
         }
-        let (mut messages, mut bytes, mut contacts) = (None, None, None);
+        let (mut parties, mut messages, mut bytes, mut contacts) = (None, None, None, None);
         for (key, given, least, limit) in [
+            ("messaging.limits.parties", self.parties, 1, &mut parties),
             ("messaging.limits.messages_per_mailbox", self.messages_per_mailbox, 1, &mut messages),
             ("messaging.limits.bytes_per_mailbox", self.bytes_per_mailbox, 65_536, &mut bytes),
             ("messaging.limits.contacts", self.contacts, 1, &mut contacts),
         ] {
             *limit = at_least(key, given, least)?.map(|given| given as u64);
         }
+        limits.parties = parties.unwrap_or(limits.parties);
         limits.messages_per_mailbox = messages.unwrap_or(limits.messages_per_mailbox);
         limits.bytes_per_mailbox = bytes.unwrap_or(limits.bytes_per_mailbox);
         limits.contacts = contacts.unwrap_or(limits.contacts);
@@ -226,14 +229,15 @@ mod tests {
     fn values_arrive_where_they_are_used() {
         let text = "[messaging]\nenabled = true\nport = 1234\nlegacy = false\ntls_port = 1235\ndispatcher_port = 9999\n\
                     servers = ['192.0.2.1:8888', '[2001:db8::1]:8888']\npolicy = 'contacts'\nregistration = false\n\
-                    [messaging.limits]\nmessages_per_mailbox = 7\noutbox_bytes = 2000000\n[messaging.times]\nidle = 5\nretention_days = 2";
+                    [messaging.limits]\nparties = 9\nmessages_per_mailbox = 7\noutbox_bytes = 2000000\n[messaging.times]\nidle = 5\nretention_days = 2";
         let messaging = Config::parse(text).unwrap().server.messaging;
         assert_eq!((messaging.enabled, messaging.port, messaging.legacy), (true, 1234, false));
         assert_eq!((messaging.tls_port, messaging.dispatcher_port), (Some(1235), Some(9999)));
         assert_eq!(messaging.servers[1], ("2001:db8::1".to_owned(), 8888));
         let service = messaging.service;
         assert_eq!((service.policy, service.registration), (Policy::Contacts, false));
-        assert_eq!((service.limits.messages_per_mailbox, service.limits.outbox_bytes), (7, 2_000_000));
+        assert_eq!((service.limits.parties, service.limits.messages_per_mailbox), (9, 7));
+        assert_eq!(service.limits.outbox_bytes, 2_000_000);
         assert_eq!((service.idle.as_secs(), service.retention.as_secs()), (5, 172_800));
     }
 }

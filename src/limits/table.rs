@@ -204,6 +204,8 @@ limits! {
         HubQueries = "hub_queries",
         /// Bytes of calls that wait for the database.
         StoreQueue = "store_queue",
+        /// Accounts and legacy devices.
+        StoreParties = "store_parties",
         /// Messages in one mailbox, which refuses more.
         StoreMessagesPerMailbox = "store_messages_per_mailbox",
         /// Bytes in one mailbox, which refuses more.

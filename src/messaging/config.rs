@@ -35,6 +35,8 @@ pub enum Policy {
 /// Limits of messaging. A network is an IPv4 address or an IPv6 /64.
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// Users and legacy devices together; default 1 000 000.
+    pub parties: u64,
     /// Messages in one mailbox; default 10 000.
     pub messages_per_mailbox: u64,
     /// Bytes of messages in one mailbox; default 64 MiB.
@@ -82,6 +84,7 @@ impl Default for Config {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            parties: 1_000_000,
             messages_per_mailbox: 10_000,
             bytes_per_mailbox: 64 << 20,
             contacts: 1000,

@@ -28,6 +28,8 @@ pub struct Mailbox {
 /// How much a store accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreLimits {
+    /// Accounts and legacy devices together.
+    pub parties: u64,
     /// Messages in one mailbox. Receipts are accepted up to twice as many.
     pub messages_per_mailbox: u64,
     /// Bytes of bodies in one mailbox.
@@ -41,6 +43,7 @@ pub struct StoreLimits {
 impl Default for StoreLimits {
     fn default() -> Self {
         Self {
+            parties: 1_000_000,
             messages_per_mailbox: 10_000,
             bytes_per_mailbox: 64 * 1024 * 1024,
             contacts_per_party: 1000,

@@ -79,6 +79,7 @@ impl Store for MemoryStore {
             if tables.accounts.contains_key(&account.name) {
                 return Err(StoreError::Exists);
             }
+            tables.check_parties()?;
             tables.accounts.insert(account.name.clone(), account);
             Ok(())
         })
@@ -132,6 +133,7 @@ impl Store for MemoryStore {
             if tables.legacy_devices.contains_key(&device.id) {
                 return Err(StoreError::Exists);
             }
+            tables.check_parties()?;
             tables.legacy_devices.insert(device.id.clone(), device);
             Ok(())
         })
@@ -254,6 +256,11 @@ impl Store for MemoryStore {
 }
 
 impl Tables {
+    fn check_parties(&self) -> Result<(), StoreError> {
+        let parties = self.accounts.len() + self.legacy_devices.len();
+        require_short((parties as u64) < self.limits.parties)
+    }
+
     fn account(&mut self, name: &str) -> Result<&mut Account, StoreError> {
         self.accounts.get_mut(name).ok_or(StoreError::NotFound)
     }

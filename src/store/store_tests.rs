@@ -62,6 +62,7 @@ macro_rules! for_every_store {
 
 for_every_store! {
     an_account_is_created_once_and_changed,
+    accounts_and_legacy_devices_are_limited_together,
     a_device_of_an_account_has_a_mailbox_until_it_is_removed,
     an_account_has_few_devices_with_different_keys,
     a_legacy_device_is_pinned_once_and_changed,
@@ -204,6 +205,23 @@ fn an_account_has_few_devices_with_different_keys(kind: Kind) {
     done(store.insert_account_device(device("alice", 2)));
     assert_fails!(store.insert_account_device(device("alice", 3)), StoreError::LimitExceeded);
     assert_eq!(done(store.account_devices("alice")).len(), 2);
+}
+
+fn accounts_and_legacy_devices_are_limited_together(kind: Kind) {
+    let store = kind.open_with(StoreLimits { parties: 3, ..StoreLimits::default() });
+    let device = |id: &str| LegacyDevice {
+        id: id.to_owned(),
+        pin: DevicePin::Key([3; 32]),
+        version: String::new(),
+        abilities: Vec::new(),
+    };
+    done(store.insert_account(account("alice")));
+    assert_fails!(store.insert_account(account("alice")), StoreError::Exists);
+    done(store.insert_legacy_device(device("lamp")));
+    done(store.insert_account(account("bob")));
+    assert_fails!(store.insert_account(account("carol")), StoreError::LimitExceeded);
+    assert_fails!(store.insert_legacy_device(device("door")), StoreError::LimitExceeded);
+    assert_eq!(done(store.account("carol")), None);
 }
 
 fn a_legacy_device_is_pinned_once_and_changed(kind: Kind) {

@@ -10,7 +10,23 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Error, OptionalExtension, Params, Result as SqlResult, Row, params};
 use std::str::FromStr;
 
-pub(super) fn insert_account(connection: &Connection, account: &Account) -> Result<(), StoreError> {
+/// Refuses one more account or legacy device at the limit.
+fn check_parties(connection: &Connection, limits: &StoreLimits) -> Result<(), StoreError> {
+    let count = |row: &Row<'_>| number(row, 0);
+    let parties = connection.prepare_cached("SELECT count FROM parties")?.query_row([], count)?;
+    if parties >= limits.parties {
+        Limit::StoreParties.reached(limits.parties);
+        return Err(StoreError::LimitExceeded);
+    }
+    Ok(())
+}
+
+pub(super) fn insert_account(
+    connection: &Connection,
+    limits: &StoreLimits,
+    account: &Account,
+) -> Result<(), StoreError> {
+    check_parties(connection, limits)?;
     let statement = "INSERT INTO accounts (name, password_hash, identity_key, created_at)
         VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
     let values =
@@ -124,7 +140,12 @@ fn pin_columns(pin: &DevicePin) -> (Option<[u8; 32]>, Option<String>) {
     }
 }
 
-pub(super) fn insert_legacy_device(connection: &Connection, device: &LegacyDevice) -> Result<(), StoreError> {
+pub(super) fn insert_legacy_device(
+    connection: &Connection,
+    limits: &StoreLimits,
+    device: &LegacyDevice,
+) -> Result<(), StoreError> {
+    check_parties(connection, limits)?;
     let statement = "INSERT INTO legacy_devices (id, pinned_key, pinned_network, version, abilities)
         VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING";
     change_legacy_device(connection, statement, device, StoreError::Exists)

@@ -197,8 +197,8 @@ impl Drop for SqliteStore {
 
 impl Store for SqliteStore {
     fn insert_account(&self, account: Account) -> StoreFuture<()> {
-        let checked = account.check();
-        self.write_checked(checked, move |connection| accounts::insert_account(connection, &account))
+        let (limits, checked) = (self.shared.limits, account.check());
+        self.write_checked(checked, move |connection| accounts::insert_account(connection, &limits, &account))
     }
 
     fn account(&self, name: &str) -> StoreFuture<Option<Account>> {
@@ -236,8 +236,10 @@ impl Store for SqliteStore {
     }
 
     fn insert_legacy_device(&self, device: LegacyDevice) -> StoreFuture<()> {
-        let checked = device.check();
-        self.write_checked(checked, move |connection| accounts::insert_legacy_device(connection, &device))
+        let (limits, checked) = (self.shared.limits, device.check());
+        self.write_checked(checked, move |connection| {
+            accounts::insert_legacy_device(connection, &limits, &device)
+        })
     }
 
     fn legacy_device(&self, id: &str) -> StoreFuture<Option<LegacyDevice>> {

@@ -83,6 +83,15 @@ const MIGRATIONS: &[&str] = &[
      CREATE UNIQUE INDEX mailboxes_by_device ON mailboxes (device) WHERE device IS NOT NULL;
      ALTER TABLE messages ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE messages ADD COLUMN sender_device INTEGER;",
+    // 3: how many accounts and legacy devices there are.
+    "CREATE TABLE parties (count INTEGER NOT NULL) STRICT;
+     INSERT INTO parties SELECT (SELECT count(*) FROM accounts) + (SELECT count(*) FROM legacy_devices);
+     CREATE TRIGGER account_inserted AFTER INSERT ON accounts BEGIN UPDATE parties SET count = count + 1; END;
+     CREATE TRIGGER account_deleted AFTER DELETE ON accounts BEGIN UPDATE parties SET count = count - 1; END;
+     CREATE TRIGGER legacy_device_inserted AFTER INSERT ON legacy_devices
+         BEGIN UPDATE parties SET count = count + 1; END;
+     CREATE TRIGGER legacy_device_deleted AFTER DELETE ON legacy_devices
+         BEGIN UPDATE parties SET count = count - 1; END;",
 ];
 
 /// Opens the database, creates the file (0600) if there is none, and brings its schema to the current version.
@@ -188,7 +197,7 @@ mod tests {
         make_version_1(&path);
         assert_eq!(version(&path), 1);
         let store = SqliteStore::open(&path, SqliteConfig::default()).unwrap();
-        assert_eq!(version(&path), 2);
+        assert_eq!(version(&path), 3);
         let (alice, lamp) = (Party::User("alice".to_owned()), Party::Device("lamp".to_owned()));
         let account = Account {
             name: "alice".to_owned(),
