@@ -96,6 +96,10 @@ async fn serve(
     }
     let state = State::open(&config.state)?;
     note_changes(&state);
+    #[cfg(feature = "messaging")]
+    let messaging = messaging_line(&config.server.messaging);
+    #[cfg(not(feature = "messaging"))]
+    let messaging = None;
     let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
     let test = server.self_test().await;
     if print_ice || io::stdout().is_terminal() {
@@ -103,7 +107,7 @@ async fn serve(
     }
     match config.log.json {
         true => log_ready(server.info(), &state, test),
-        false => logs.print(&banner(server.info(), &state, test)),
+        false => logs.print(&banner(server.info(), &state, (test, messaging))),
     }
     let failure = loop {
         tokio::select! {
@@ -147,8 +151,10 @@ fn print_ice_servers(info: &ServerInfo) {
 }
 
 /// Returns the banner.
-fn banner(info: &ServerInfo, state: &State, test: SelfTest) -> String {
-    introduction(info, state) + &verdict(test) + &invitation(info, state, io::stderr().is_terminal())
+fn banner(info: &ServerInfo, state: &State, (test, messaging): (SelfTest, Option<String>)) -> String {
+    introduction(info, state, messaging)
+        + &verdict(test)
+        + &invitation(info, state, io::stderr().is_terminal())
 }
 
 /// Logs the banner as one JSON line.
@@ -179,7 +185,7 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-fn introduction(info: &ServerInfo, state: &State) -> String {
+fn introduction(info: &ServerInfo, state: &State, messaging: Option<String>) -> String {
     let join = |items: Vec<String>| items.join(", ");
     let mut text = format!("ginnel {}\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| {
@@ -212,8 +218,22 @@ fn introduction(info: &ServerInfo, state: &State) -> String {
         let listeners: Vec<_> = listeners.chain(["/gateway/servers by WebSocket".to_owned()]).collect();
         line("gateway", format!("clients on the same port · servers on {}", join(listeners)));
     }
+    if let Some(messaging) = messaging {
+        line("messaging", messaging);
+    }
     line("threads", info.workers.to_string());
     text
+}
+
+/// Returns the ports of messaging, if it is enabled.
+#[cfg(feature = "messaging")]
+fn messaging_line(messaging: &crate::server::MessagingConfig) -> Option<String> {
+    let legacy = if messaging.legacy { "legacy: devices need no key" } else { "devices need a key" };
+    let plain = (messaging.port != 0).then(|| format!("{} tcp, {legacy}", messaging.port));
+    let tls = messaging.tls_port.map(|port| format!("{port} TLS"));
+    let dispatcher = messaging.dispatcher_port.map(|port| format!("{port} dispatcher"));
+    let ports: Vec<_> = [plain, tls, dispatcher].into_iter().flatten().collect();
+    messaging.enabled.then(|| ports.join(" · "))
 }
 
 fn verdict(test: SelfTest) -> String {
