@@ -2,7 +2,7 @@
 
 use super::machine::ConnectionId;
 use super::outbox::{Outgoing, outbox};
-use super::service::{Event, Handle};
+use super::service::{Event, Handle, Opened};
 use super::wire::{HEADER_LEN, data_len};
 use crate::clock::{TickBase, Ticks};
 use crate::dataplane::stream_limits::{MESSAGE_TIME, WRITE_TIME, shut_down};
@@ -12,6 +12,7 @@ use crate::net::time::mono;
 use bytes::{Bytes, BytesMut};
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
@@ -42,13 +43,22 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// What the reading side of a connection works with.
+struct Reading<'a> {
+    handle: &'a Handle,
+    connection: ConnectionId,
+    ip: IpAddr,
+    credit: &'a Semaphore,
+    permit: &'a ConnectionPermit,
+}
+
 impl Handle {
     /// Serves a connection until it ends. On a legacy listener devices need no key.
     ///
     /// # Errors
     /// The stream's, and `InvalidData` for a frame that is too long.
-    pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
+    pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin>(
+        self,
         stream: S,
         (ip, is_legacy): (IpAddr, bool),
         permit: ConnectionPermit,
@@ -56,96 +66,124 @@ impl Handle {
         let connection = self.next_connection();
         let (sender, mut outgoing) = outbox(self.limits(), self.waiting());
         let credit = Arc::new(Semaphore::new(CREDITS));
-        let opened = Event::Opened {
+        let opened = Event::Opened(Box::new(Opened {
             connection,
             ip,
             is_legacy,
             outbox: sender,
             credit: Arc::clone(&credit),
             permit: permit.clone(),
-        };
-        if !self.send(opened).await {
+        }));
+        if !Box::pin(self.send(opened)).await {
             return Ok(());
         }
-        let _closing = Closing { handle: self, connection };
+        let _closing = Closing { handle: &self, connection };
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let served = tokio::select! {
-            read = self.read(&mut reader, connection, (ip, &credit, &permit)) => read,
-            written = self.write(&mut writer, connection, &mut outgoing) => written,
-        };
-        // What is still queued is dropped: a client that closes its sending side gets no answer to what it sent last.
-        drop(outgoing);
-        let _ = shut_down(&mut writer).await;
-        served
-    }
-
-    async fn read(
-        &self,
-        reader: &mut (impl AsyncRead + Unpin),
-        connection: ConnectionId,
-        (ip, credit, permit): (IpAddr, &Semaphore, &ConnectionPermit),
-    ) -> io::Result<()> {
-        let base = TickBase::new(mono());
-        let (rate, mut limiter) =
-            (self.limits().requests_per_connection, RateLimiter::idle_at(Ticks::from_nanos(0)));
-        loop {
-            let mut header = [0; HEADER_LEN];
-            match reader.read_exact(&mut header).await {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                Err(error) => return Err(error),
-            }
-            let len = data_len(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            let Ok(granted) = credit.acquire_many(credits(len) as u32).await else { return Ok(()) };
-            granted.forget();
-            let _memory = match len > SHORT {
-                true => match self.frame_permit(ip, len, permit) {
-                    Some(memory) => Some(memory),
-                    None => return Ok(()),
+        let reading = Reading { handle: &self, connection, ip, credit: &credit, permit: &permit };
+        let served = {
+            let mut writing = pin!(self.write(&mut writer, connection, &mut outgoing));
+            tokio::select! {
+                read = reading.read(&mut reader) => match read {
+                    // The client has closed its sending side, and gets what is queued for it.
+                    Ok(()) => writing.await,
+                    Err(error) => Err(error),
                 },
-                false => None,
-            };
-            let data = timeout(MESSAGE_TIME, read_data(reader, len)).await??;
-            if !self.send(Event::Frame { connection, data }).await {
-                return Ok(());
+                written = &mut writing => written,
             }
-            let wait = limiter.charge(rate, base.ticks(mono()), 1);
-            if !wait.is_zero() {
-                Limit::MessagingRequestsPerConnection.reached(rate.per_second());
-                sleep(wait).await;
-            }
-        }
+        };
+        drop(outgoing);
+        let _ = Box::pin(shut_down(&mut writer)).await;
+        served
     }
 
     async fn write(
         &self,
-        writer: &mut (impl AsyncWrite + Unpin),
+        writer: &mut (impl AsyncWrite + Send + Unpin),
         connection: ConnectionId,
         outgoing: &mut Outgoing,
     ) -> io::Result<()> {
         while let Some(bytes) = outgoing.next().await {
-            timeout(WRITE_TIME, async {
-                writer.write_all(&bytes).await?;
-                writer.flush().await
+            // Boxed, as the reading of a frame is: most connections are idle.
+            Box::pin(async {
+                timeout(WRITE_TIME, async {
+                    writer.write_all(&bytes).await?;
+                    writer.flush().await
+                })
+                .await??;
+                if outgoing.sent(bytes.len()) {
+                    self.send(Event::Drained { connection }).await;
+                }
+                io::Result::Ok(())
             })
-            .await??;
-            if outgoing.sent(bytes.len()) {
-                self.send(Event::Drained { connection }).await;
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Reading<'_> {
+    /// Reads frames until the client closes its sending side and all of them are answered.
+    async fn read(&self, reader: &mut (impl AsyncRead + Send + Unpin)) -> io::Result<()> {
+        let mut pace =
+            Pace { base: TickBase::new(mono()), limiter: RateLimiter::idle_at(Ticks::from_nanos(0)) };
+        let mut header = [0; HEADER_LEN];
+        loop {
+            match reader.read_exact(&mut header).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
             }
+            // Boxed, so that an idle connection does not hold the memory for it.
+            Box::pin(self.read_frame(reader, header, &mut pace)).await?;
+        }
+        // The credits are back when everything is answered.
+        if self.credit.acquire_many(CREDITS as u32).await.is_ok() {
+            Box::pin(self.handle.send(Event::Finished { connection: self.connection })).await;
+        }
+        Ok(())
+    }
+
+    async fn read_frame(
+        &self,
+        reader: &mut (impl AsyncRead + Send + Unpin),
+        header: [u8; HEADER_LEN],
+        pace: &mut Pace,
+    ) -> io::Result<()> {
+        let len = data_len(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let granted = self.credit.acquire_many(credits(len) as u32).await.map_err(io::Error::other)?;
+        granted.forget();
+        let _memory = match len > SHORT {
+            true => Some(self.frame_permit(len).ok_or(io::ErrorKind::OutOfMemory)?),
+            false => None,
+        };
+        let data = timeout(MESSAGE_TIME, read_data(reader, len)).await??;
+        if !self.handle.send(Event::Frame { connection: self.connection, data }).await {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let rate = self.handle.limits().requests_per_connection;
+        let wait = pace.limiter.charge(rate, pace.base.ticks(mono()), 1);
+        if !wait.is_zero() {
+            Limit::MessagingRequestsPerConnection.reached(rate.per_second());
+            sleep(wait).await;
         }
         Ok(())
     }
 
     /// Takes the memory of a long frame, of its network and in all.
-    fn frame_permit(&self, ip: IpAddr, len: usize, permit: &ConnectionPermit) -> Option<impl Sized + use<>> {
-        if !permit.reserve_message(len) {
+    fn frame_permit(&self, len: usize) -> Option<impl Sized + use<>> {
+        if !self.permit.reserve_message(len) {
             return None;
         }
-        let memory = self.frame_memory().acquire(NetworkPrefix::subscriber(ip), len);
-        memory
-            .inspect_err(|exceeded| Limit::MessagingFrameBytes.reached(self.frame_memory().max(*exceeded)))
-            .ok()
+        let quota = self.handle.frame_memory();
+        let memory = quota.acquire(NetworkPrefix::subscriber(self.ip), len);
+        memory.inspect_err(|exceeded| Limit::MessagingFrameBytes.reached(quota.max(*exceeded))).ok()
     }
+}
+
+/// How fast a client sends.
+struct Pace {
+    base: TickBase,
+    limiter: RateLimiter,
 }
 
 /// Reads the data of a frame. The buffer grows with what arrives, not with what is announced.

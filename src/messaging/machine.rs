@@ -320,6 +320,10 @@ impl Machine {
             && !session.is_busy
             && let Some(received) = session.waiting.pop_front()
         {
+            if session.waiting.is_empty() {
+                // Most sessions are idle, and hold no memory for frames.
+                session.waiting = VecDeque::new();
+            }
             self.handle_received(now, ReplyTo::new(connection, &received), received.envelope);
         }
     }

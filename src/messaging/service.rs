@@ -37,14 +37,7 @@ const AT_ONCE: usize = 64;
 /// An input of the machine.
 #[derive(Debug)]
 pub(super) enum Event {
-    Opened {
-        connection: ConnectionId,
-        ip: IpAddr,
-        is_legacy: bool,
-        outbox: Outbox,
-        credit: Arc<Semaphore>,
-        permit: ConnectionPermit,
-    },
+    Opened(Box<Opened>),
     Frame {
         connection: ConnectionId,
         data: Bytes,
@@ -52,9 +45,24 @@ pub(super) enum Event {
     Drained {
         connection: ConnectionId,
     },
+    /// The client sends nothing more, and everything it has sent is answered.
+    Finished {
+        connection: ConnectionId,
+    },
     Counters {
         reply: oneshot::Sender<MessagingCounters>,
     },
+}
+
+/// A new connection.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) connection: ConnectionId,
+    pub(super) ip: IpAddr,
+    pub(super) is_legacy: bool,
+    pub(super) outbox: Outbox,
+    pub(super) credit: Arc<Semaphore>,
+    pub(super) permit: ConnectionPermit,
 }
 
 impl Event {
@@ -281,12 +289,19 @@ impl MachineTask {
     fn handle(&mut self, event: Event, events: &QueueReceiver<Event>) {
         events.release(1, event.bytes());
         match event {
-            Event::Opened { connection, ip, is_legacy, outbox, credit, permit } => {
+            Event::Opened(opened) => {
+                let Opened { connection, ip, is_legacy, outbox, credit, permit } = *opened;
                 self.links.insert(connection, Link { outbox, credit, permit });
                 self.machine.handle_opened(now(), connection, ip, is_legacy);
             }
             Event::Frame { connection, data } => self.machine.handle_frame(now(), connection, data),
             Event::Drained { connection } => self.machine.handle_drained(connection),
+            Event::Finished { connection } => {
+                if let Some(link) = self.links.get(&connection) {
+                    link.outbox.finish();
+                }
+                self.handle_closed(connection);
+            }
             Event::Counters { reply } => drop(reply.send(self.machine.counters())),
         }
     }

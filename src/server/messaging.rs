@@ -3,9 +3,12 @@
 use super::ServerError;
 use super::listeners::open_tcp;
 use super::server_info::ServerInfo;
-use super::tcp_accept::{Accepts, ConnectionInfo, TLS_TIME, TcpAcceptor};
+use super::tcp_accept::{Accepts, ConnectionInfo, Serving, TLS_TIME, TcpAcceptor};
 use crate::messaging::dispatcher::{Ring, ServerHost};
 use crate::messaging::service::{Handle, Service};
+use crate::net::forwarded::is_trusted;
+use crate::net::peeked_stream::PeekedStream;
+use crate::net::tls::Tls;
 use crate::state::State;
 use crate::store::{SqliteConfig, SqliteStore, StoreLimits};
 use axum::Router;
@@ -14,6 +17,7 @@ use axum::http::header;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -124,6 +128,7 @@ pub(super) async fn start(
     let limits = StoreLimits {
         messages_per_mailbox: limits.messages_per_mailbox,
         bytes_per_mailbox: limits.bytes_per_mailbox,
+        parties: limits.parties,
         contacts_per_party: limits.contacts,
         ..StoreLimits::default()
     };
@@ -174,35 +179,67 @@ pub(super) fn add_dispatcher(router: Router, messaging: Option<&OpenMessaging>) 
 
 impl TcpAcceptor {
     /// Serves a connection to a port of messaging until it ends.
-    pub(super) async fn messaging(
+    pub(super) fn messaging(self, stream: TcpStream, info: ConnectionInfo, port: MessagingPort) -> Serving {
+        let stream = PeekedStream::new(stream);
+        if is_trusted(&self.trusted, info.client.ip()) {
+            return Box::pin(self.messaging_behind_proxy(stream, info, port));
+        }
+        match info.connection.assign_to(info.client.ip()) {
+            true => self.messaging_port(stream, info, port),
+            false => Box::pin(ready(Ok(()))),
+        }
+    }
+
+    /// Reads the PROXY header first.
+    async fn messaging_behind_proxy(
         self,
-        mut stream: TcpStream,
-        info: ConnectionInfo,
+        mut stream: PeekedStream<TcpStream>,
+        mut info: ConnectionInfo,
         port: MessagingPort,
     ) -> io::Result<()> {
-        let Some(MessagingAcceptor { handle, dispatcher, is_legacy }) = self.messaging else { return Ok(()) };
+        match self.name_client(&mut stream, &mut info).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // A client waits for our first message; without a PROXY header it has the proxy's address.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && stream.is_empty() => {}
+            Err(error) => return Err(error),
+        }
+        self.messaging_port(stream, info, port).await
+    }
+
+    /// Serves one port. Each has a future of its own, so that an idle client holds no memory for the others.
+    fn messaging_port(
+        self,
+        stream: PeekedStream<TcpStream>,
+        info: ConnectionInfo,
+        port: MessagingPort,
+    ) -> Serving {
+        let Some(MessagingAcceptor { handle, dispatcher, is_legacy }) = self.messaging else {
+            return Box::pin(ready(Ok(())));
+        };
         let ip = info.client.ip().to_canonical();
         match port {
-            MessagingPort::Plain => handle.serve(&mut stream, (ip, is_legacy), info.connection).await,
-            MessagingPort::Tls => {
-                if !info.connection.reserve_memory(TLS_MEMORY) {
-                    return Ok(());
-                }
-                let stream = BufWriter::with_capacity(RECORDS, stream);
-                let (mut inside, _) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
-                handle.serve(&mut inside, (ip, false), info.connection).await
-            }
+            MessagingPort::Plain => Box::pin(handle.serve(stream, (ip, is_legacy), info.connection)),
+            MessagingPort::Tls => Box::pin(serve_tls(handle, stream, (info, self.tls))),
             MessagingPort::Dispatcher => {
                 let router = Router::new().fallback(move |query| async move { dispatcher.answer(query) });
-                super::http::serve(
-                    crate::net::peeked_stream::PeekedStream::new(stream),
-                    (router, self.trusted),
-                    info,
-                )
-                .await
+                Box::pin(super::http::serve(stream, (router, self.trusted), info))
             }
         }
     }
+}
+
+async fn serve_tls(
+    handle: Handle,
+    stream: PeekedStream<TcpStream>,
+    (info, tls): (ConnectionInfo, Tls),
+) -> io::Result<()> {
+    if !info.connection.reserve_memory(TLS_MEMORY) {
+        return Ok(());
+    }
+    let stream = BufWriter::with_capacity(RECORDS, stream);
+    let (inside, _) = timeout(TLS_TIME, tls.accept(stream)).await??;
+    handle.serve(inside, (info.client.ip().to_canonical(), false), info.connection).await
 }
 
 /// Answers which server a client connects to.

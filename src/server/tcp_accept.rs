@@ -18,8 +18,10 @@ use crate::net::time;
 use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter};
@@ -82,6 +84,9 @@ pub(super) struct ConnectionInfo {
     pub(super) connection: ConnectionPermit,
 }
 
+/// A connection that is being served.
+pub(super) type Serving = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
 /// The protocol of a stream.
 #[derive(Debug)]
 enum Sniffed<S> {
@@ -94,6 +99,14 @@ enum Sniffed<S> {
 }
 
 impl ConnectionInfo {
+    fn new(
+        stream: &TcpStream,
+        (client, worker, connection): (SocketAddr, Inbox, ConnectionPermit),
+    ) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self { client, server: stream.local_addr()?, worker, connection })
+    }
+
     pub(super) fn tuple(&self, transport: Transport) -> FiveTuple {
         FiveTuple { client: self.client, server: self.server, transport }
     }
@@ -147,28 +160,29 @@ impl TcpAcceptor {
         }
     }
 
-    async fn connection(
+    /// Serves a connection until it ends. Boxed by what it serves: an idle client of one service holds no memory for the others.
+    fn connection(
         self,
         stream: TcpStream,
-        (client, worker, connection): (SocketAddr, Inbox, ConnectionPermit),
+        client: (SocketAddr, Inbox, ConnectionPermit),
         accepts: Accepts,
-    ) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let server = stream.local_addr()?;
-        let info = ConnectionInfo { client, server, worker, connection };
-        if let Accepts::GatewayServers(auth) = accepts {
-            if !info.connection.assign_to(client.ip()) {
-                return Ok(());
+    ) -> Serving {
+        let info = match ConnectionInfo::new(&stream, client) {
+            Ok(info) => info,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
+        match accepts {
+            Accepts::All => Box::pin(self.any_protocol(stream, info)),
+            Accepts::GatewayServers(_) if !info.connection.assign_to(info.client.ip()) => {
+                Box::pin(ready(Ok(())))
             }
-            return Box::pin(self.gateway_server(stream, info, auth)).await;
+            Accepts::GatewayServers(auth) => Box::pin(self.gateway_server(stream, info, auth)),
+            #[cfg(feature = "messaging")]
+            Accepts::Messaging(port) => self.messaging(stream, info, port),
         }
-        #[cfg(feature = "messaging")]
-        if let Accepts::Messaging(port) = accepts {
-            if !info.connection.assign_to(client.ip()) {
-                return Ok(());
-            }
-            return Box::pin(self.messaging(stream, info, port)).await;
-        }
+    }
+
+    async fn any_protocol(self, stream: TcpStream, info: ConnectionInfo) -> io::Result<()> {
         let gateway = self.gateway.clone();
         match (self.stream(stream, info).await?, gateway) {
             (Sniffed::Turn(stream, info), _) => move_to_worker(stream, info).await,
@@ -180,19 +194,30 @@ impl TcpAcceptor {
         }
     }
 
+    /// Reads the PROXY header of a trusted proxy, and counts the connection for its client; `false` where that has too many.
+    ///
+    /// # Errors
+    /// The stream's, `InvalidData`, and `TimedOut` where a trusted proxy says nothing.
+    pub(super) async fn name_client<S: AsyncRead + Unpin>(
+        &self,
+        stream: &mut PeekedStream<S>,
+        info: &mut ConnectionInfo,
+    ) -> io::Result<bool> {
+        if forwarded::is_trusted(&self.trusted, info.client.ip()) {
+            info.client = timeout(SNIFF_TIME, proxied(stream)).await??.unwrap_or(info.client);
+        }
+        // A proxy without a PROXY header names the client later; its own address would count for all its clients.
+        Ok(forwarded::is_trusted(&self.trusted, info.client.ip())
+            || info.connection.assign_to(info.client.ip()))
+    }
+
     /// Serves one stream, unless its protocol needs no task here: then it returns the stream.
     async fn stream<S>(self, stream: S, mut info: ConnectionInfo) -> io::Result<Sniffed<S>>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut stream = PeekedStream::new(stream);
-        if forwarded::is_trusted(&self.trusted, info.client.ip()) {
-            info.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(info.client);
-        }
-        // A proxy without a PROXY header names the client later; its own address would count for all its clients.
-        if !forwarded::is_trusted(&self.trusted, info.client.ip())
-            && !info.connection.assign_to(info.client.ip())
-        {
+        if !self.name_client(&mut stream, &mut info).await? {
             return Ok(Sniffed::Served);
         }
         // Boxed, so that waiting tasks stay small.

@@ -2,7 +2,10 @@
 
 mod abuse;
 mod durability;
+mod padding_oracle;
+mod ports;
 mod python_client;
+mod scale;
 mod wire;
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -44,42 +47,39 @@ impl Messaging {
 
     fn connect(&self) -> Client {
         let mut client = self.connect_raw();
-        let (cmd, _, is_encrypt, key) = client.frame();
-        assert_eq!((cmd, is_encrypt, key.len()), (1, false, 294));
+        client.expect_key();
         client
     }
 
     fn connect_raw(&self) -> Client {
-        let stream = TcpStream::connect(self.plain).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Client { stream }
+        Client { stream: connect(self.plain) }
     }
 
     fn user(&self, name: &str) -> Client {
         let mut client = self.connect();
-        let account = json!({"username": name, "password": PASSWORD});
-        assert!([100, 1001].contains(&client.code(102, &account)));
-        assert_eq!(client.code(100, &account), 100);
+        client.log_in(name);
         client
     }
 }
 
-struct Client {
-    stream: TcpStream,
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
-impl Client {
+struct Client<S = TcpStream> {
+    stream: S,
+}
+
+impl<S: Read + Write> Client<S> {
     fn send(&mut self, cmd: u64, msg_id: &str, data: &[u8]) {
         self.try_send(cmd, msg_id, data).unwrap();
     }
 
     fn try_send(&mut self, cmd: u64, msg_id: &str, data: &[u8]) -> io::Result<()> {
         self.stream.write_all(&encode(cmd, msg_id, data))
-    }
-
-    fn try_clone(&self) -> Self {
-        Self { stream: self.stream.try_clone().unwrap() }
     }
 
     fn read_exact(&mut self, len: usize) -> Vec<u8> {
@@ -101,6 +101,12 @@ impl Client {
         Ok(decode(&data))
     }
 
+    /// Reads the server's key.
+    fn expect_key(&mut self) {
+        let (cmd, _, is_encrypt, key) = self.frame();
+        assert_eq!((cmd, is_encrypt, key.len()), (1, false, 294));
+    }
+
     fn code(&mut self, cmd: u64, body: &Value) -> i64 {
         self.send(cmd, "m", body.to_string().as_bytes());
         let (got, msg_id, _, data) = self.frame();
@@ -108,11 +114,24 @@ impl Client {
         serde_json::from_slice::<Value>(&data).unwrap()["code"].as_i64().unwrap()
     }
 
+    /// Registers a user, unless it is known, and logs in.
+    fn log_in(&mut self, name: &str) {
+        let account = json!({"username": name, "password": PASSWORD});
+        assert!([100, 1001].contains(&self.code(102, &account)));
+        assert_eq!(self.code(100, &account), 100);
+    }
+
     fn is_closed(&mut self) -> bool {
         match self.stream.read(&mut [0; 1]) {
             Ok(count) => count == 0,
             Err(error) => matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
         }
+    }
+}
+
+impl Client {
+    fn try_clone(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap() }
     }
 }
 
