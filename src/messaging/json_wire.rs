@@ -431,8 +431,8 @@ pub(crate) struct LoggedIn {
 pub(crate) struct MailboxState {
     /// The number of the device.
     pub(crate) device: i64,
-    /// Tells this mailbox from an earlier one: with another epoch, sequence numbers begin anew.
-    pub(crate) epoch: String,
+    /// Tells this mailbox from an earlier one: with another epoch, sequence numbers begin anew. It has 53 bits.
+    pub(crate) epoch: u64,
     /// The highest sequence number that was used.
     pub(crate) last_sequence: u64,
     /// How much is stored.

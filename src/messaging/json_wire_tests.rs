@@ -127,11 +127,11 @@ fn answers_are_written_and_read_back() {
     assert!(matches!(ServerFrame::parse(&frame), Ok(ServerFrame::Ok { id: 7, .. })));
 
     let stored = Stored { messages: 2, bytes: 9 };
-    let mailbox = MailboxState { device: 3, epoch: "0f".into(), last_sequence: 8, stored };
+    let mailbox = MailboxState { device: 3, epoch: 15, last_sequence: 8, stored };
     for (logged_in, json) in [
         (
             LoggedIn { mailbox: Some(mailbox) },
-            r#"{"id":7,"type":"ok","device":3,"epoch":"0f","last_sequence":8,"stored":{"messages":2,"bytes":9}}"#,
+            r#"{"id":7,"type":"ok","device":3,"epoch":15,"last_sequence":8,"stored":{"messages":2,"bytes":9}}"#,
         ),
         (LoggedIn { mailbox: None }, r#"{"id":7,"type":"ok"}"#),
     ] {

@@ -99,8 +99,14 @@ impl Store for MemoryStore {
 
     fn set_identity_key(&self, account: &str, identity_key: [u8; 32]) -> StoreFuture<()> {
         self.call(|tables| {
-            tables.account(account)?.identity_key = Some(identity_key);
-            Ok(())
+            let known = &mut tables.account(account)?.identity_key;
+            match known.replace(identity_key) {
+                None => Ok(()),
+                earlier => {
+                    *known = earlier;
+                    Err(StoreError::Exists)
+                }
+            }
         })
     }
 
@@ -177,6 +183,16 @@ impl Store for MemoryStore {
 
     fn contacts(&self, owner: &Party) -> StoreFuture<Vec<Party>> {
         self.call(|tables| Ok(tables.contacts.get(owner).into_iter().flatten().cloned().collect()))
+    }
+
+    fn mutual_contacts(&self, owner: &Party) -> StoreFuture<Vec<Party>> {
+        self.call(|tables| {
+            let is_mutual = |contact: &&Party| {
+                tables.contacts.get(*contact).is_some_and(|contacts| contacts.contains(owner))
+            };
+            let contacts = tables.contacts.get(owner).into_iter().flatten();
+            Ok(contacts.filter(is_mutual).cloned().collect())
+        })
     }
 
     fn has_contact(&self, owner: &Party, contact: &Party) -> StoreFuture<bool> {

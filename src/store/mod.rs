@@ -73,7 +73,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Replaces the password hash of an account. [`StoreError::NotFound`] without the account.
     fn set_password_hash(&self, account: &str, password_hash: String) -> StoreFuture<()>;
 
-    /// Replaces the identity key of an account. [`StoreError::NotFound`] without the account.
+    /// Sets the identity key of an account. [`StoreError::Exists`] if it has one, [`StoreError::NotFound`] without the account.
     fn set_identity_key(&self, account: &str, identity_key: [u8; 32]) -> StoreFuture<()>;
 
     /// Adds a device to an account and creates its mailbox. [`StoreError::NotFound`] without the account, [`StoreError::Exists`] if the
@@ -104,6 +104,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the contacts of a party, in the order of their text form.
     fn contacts(&self, owner: &Party) -> StoreFuture<Vec<Party>>;
+
+    /// Returns the contacts of a party that have it among their own contacts, in the order of their text form.
+    fn mutual_contacts(&self, owner: &Party) -> StoreFuture<Vec<Party>>;
 
     /// Returns whether `contact` is among the contacts of `owner`.
     fn has_contact(&self, owner: &Party, contact: &Party) -> StoreFuture<bool>;

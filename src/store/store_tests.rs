@@ -67,6 +67,7 @@ for_every_store! {
     an_account_has_few_devices_with_different_keys,
     a_legacy_device_is_pinned_once_and_changed,
     contacts_are_added_once_counted_and_removed,
+    contacts_are_mutual_when_both_have_added_the_other,
     a_party_has_one_mailbox_and_users_and_devices_have_different_ones,
     messages_are_read_in_order_in_pages,
     a_large_message_is_a_page_of_its_own,
@@ -160,6 +161,7 @@ fn an_account_is_created_once_and_changed(kind: Kind) {
     done(store.insert_account(account("Alice")));
     done(store.set_password_hash("alice", "$argon2id$…".to_owned()));
     done(store.set_identity_key("alice", [9; 32]));
+    assert_fails!(store.set_identity_key("alice", [8; 32]), StoreError::Exists);
     let expected = Account {
         password_hash: Some("$argon2id$…".to_owned()),
         identity_key: Some([9; 32]),
@@ -259,6 +261,27 @@ fn contacts_are_added_once_counted_and_removed(kind: Kind) {
     assert_fails!(store.remove_contact(&alice, &bob), StoreError::NotFound);
     assert!(done(store.has_contact(&alice, &lamp)) && !done(store.has_contact(&alice, &bob)));
     done(store.insert_contact(&alice, &user("carol")));
+}
+
+fn contacts_are_mutual_when_both_have_added_the_other(kind: Kind) {
+    let store = kind.open();
+    let (alice, lamp) = (user("alice"), Party::Device("lamp".to_owned()));
+    for (owner, contact) in [
+        (&alice, &user("bob")),
+        (&alice, &lamp),
+        (&alice, &user("carol")),
+        (&user("carol"), &alice),
+        (&user("dave"), &alice),
+        (&lamp, &alice),
+        (&user("bob"), &Party::Device("alice".to_owned())),
+    ] {
+        done(store.insert_contact(owner, contact));
+    }
+    assert_eq!(done(store.mutual_contacts(&alice)), [lamp.clone(), user("carol")]);
+    assert_eq!(done(store.mutual_contacts(&lamp)), [alice.clone()]);
+    assert_eq!(done(store.mutual_contacts(&user("bob"))), []);
+    done(store.remove_contact(&user("carol"), &alice));
+    assert_eq!(done(store.mutual_contacts(&alice)), [lamp]);
 }
 
 fn a_party_has_one_mailbox_and_users_and_devices_have_different_ones(kind: Kind) {

@@ -57,8 +57,9 @@ pub(super) fn set_identity_key(
     name: &str,
     key: &[u8; 32],
 ) -> Result<(), StoreError> {
-    let statement = "UPDATE accounts SET identity_key = ?2 WHERE name = ?1";
-    change_one(connection, statement, params![name, key], StoreError::NotFound)
+    let otherwise = account(connection, name)?.map_or(StoreError::NotFound, |_| StoreError::Exists);
+    let statement = "UPDATE accounts SET identity_key = ?2 WHERE name = ?1 AND identity_key IS NULL";
+    change_one(connection, statement, params![name, key], otherwise)
 }
 
 pub(super) fn insert_account_device(
@@ -212,6 +213,13 @@ pub(super) fn remove_contact(connection: &Connection, owner: &str, contact: &str
 
 pub(super) fn contacts(connection: &Connection, owner: &str) -> Result<Vec<Party>, StoreError> {
     let statement = "SELECT contact FROM contacts WHERE owner = ?1 ORDER BY contact";
+    rows(connection, statement, [owner], |row| parsed(row, 0))
+}
+
+pub(super) fn mutual_contacts(connection: &Connection, owner: &str) -> Result<Vec<Party>, StoreError> {
+    let statement = "SELECT own.contact FROM contacts AS own
+        JOIN contacts AS other ON other.owner = own.contact AND other.contact = own.owner
+        WHERE own.owner = ?1 ORDER BY own.contact";
     rows(connection, statement, [owner], |row| parsed(row, 0))
 }
 

@@ -270,6 +270,11 @@ impl Store for SqliteStore {
         self.read(move |connection| accounts::contacts(connection, &owner))
     }
 
+    fn mutual_contacts(&self, owner: &Party) -> StoreFuture<Vec<Party>> {
+        let owner = owner.to_string();
+        self.read(move |connection| accounts::mutual_contacts(connection, &owner))
+    }
+
     fn has_contact(&self, owner: &Party, contact: &Party) -> StoreFuture<bool> {
         let (owner, contact) = (owner.to_string(), contact.to_string());
         self.read(move |connection| accounts::has_contact(connection, &owner, &contact))
