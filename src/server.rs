@@ -197,7 +197,7 @@ impl Server {
         let ready = Arc::new(AtomicBool::new(false));
         let router = router(&signaling, gateway_acceptor.as_ref(), &ready, &config.signaling.origins);
         #[cfg(feature = "messaging")]
-        let router = messaging::add_dispatcher(router, messaging.as_ref());
+        let router = messaging::add_routes(router, messaging.as_ref(), &config.signaling.origins);
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
         let connections = connections(&config.limits, config.turn.max_allocations);
         let services = Services::new(gateway.as_ref(), signaling.handle(), (&connections, &inboxes));

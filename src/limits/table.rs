@@ -202,6 +202,12 @@ limits! {
         GatewayRefusals = "gateway_refusals",
         /// Listings and look-ups between hubs that wait for an answer.
         HubQueries = "hub_queries",
+        /// Look-ups of devices a second of one network.
+        MessagingLookups = "messaging_lookups",
+        /// Signatures a second that are verified for all clients of messaging.
+        MessagingSignatures = "messaging_signatures",
+        /// Contacts whose presence is watched, of all WebSockets.
+        MessagingWatches = "messaging_watches",
         /// Bytes of calls that wait for the database.
         StoreQueue = "store_queue",
         /// Accounts and legacy devices.

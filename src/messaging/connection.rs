@@ -2,7 +2,7 @@
 
 use super::machine::ConnectionId;
 use super::outbox::{Outgoing, outbox};
-use super::service::{Event, Handle, Opened};
+use super::service::{Event, Handle, Opened, Protocol};
 use super::wire::{HEADER_LEN, data_len};
 use crate::clock::{TickBase, Ticks};
 use crate::dataplane::stream_limits::{MESSAGE_TIME, WRITE_TIME, shut_down};
@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 const SHORT: usize = 4096;
 /// Bytes that one credit is good for, and the credits of a connection: so much may wait for the machine.
 const CREDIT: usize = 4096;
-const CREDITS: usize = 64;
+pub(super) const CREDITS: usize = 64;
 /// Bytes that a buffer has at first.
 const FIRST_READ: usize = 16 * 1024;
 
@@ -32,9 +32,9 @@ pub(super) fn credits(bytes: usize) -> usize {
 }
 
 /// Tells the machine that a connection has ended, however its task ends.
-struct Closing<'a> {
-    handle: &'a Handle,
-    connection: ConnectionId,
+pub(super) struct Closing<'a> {
+    pub(super) handle: &'a Handle,
+    pub(super) connection: ConnectionId,
 }
 
 impl Drop for Closing<'_> {
@@ -69,7 +69,7 @@ impl Handle {
         let opened = Event::Opened(Box::new(Opened {
             connection,
             ip,
-            is_legacy,
+            protocol: Protocol::Frames { is_legacy },
             outbox: sender,
             credit: Arc::clone(&credit),
             permit: permit.clone(),

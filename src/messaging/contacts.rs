@@ -10,13 +10,15 @@ use crate::store::{Party, StoreError};
 impl Machine {
     pub(super) fn handle_add_device(&mut self, reply_to: ReplyTo, data: &[u8]) {
         if let Some((reply_to, owner, device)) = self.contact(reply_to, data) {
-            self.call_for(StoreRequest::InsertContact(owner, device), Step::AddContact, reply_to);
+            let request = StoreRequest::InsertContact(owner.clone(), device.clone());
+            self.call_for(request, Step::AddContact { owner, contact: device }, reply_to);
         }
     }
 
     pub(super) fn handle_remove_device(&mut self, reply_to: ReplyTo, data: &[u8]) {
         if let Some((reply_to, owner, device)) = self.contact(reply_to, data) {
-            self.call_for(StoreRequest::RemoveContact(owner, device), Step::RemoveContact, reply_to);
+            let request = StoreRequest::RemoveContact(owner.clone(), device.clone());
+            self.call_for(request, Step::RemoveContact { owner, contact: device }, reply_to);
         }
     }
 

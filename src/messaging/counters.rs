@@ -7,6 +7,8 @@ use std::fmt::Write;
 pub struct MessagingCounters {
     /// Open connections.
     pub connections: u64,
+    /// Of them WebSockets.
+    pub websockets: u64,
     /// Users and devices that are online.
     pub online: u64,
     /// Accounts that were registered.
@@ -17,7 +19,7 @@ pub struct MessagingCounters {
     pub refused_logins: u64,
     /// Attempts to log in or register over a rate.
     pub throttled: u64,
-    /// Connections whose id another connection has taken over (cmd 103).
+    /// Connections whose id another connection has taken over (cmd 103, `closing`).
     pub conflicts: u64,
     /// Messages that were stored.
     pub stored: u64,
@@ -31,7 +33,11 @@ pub struct MessagingCounters {
     pub acknowledged: u64,
     /// Messages that have expired.
     pub expired: u64,
-    /// Frames that could not be read (cmd 3).
+    /// Receipts that were dropped because the sending device has as many as it may.
+    pub dropped_receipts: u64,
+    /// Requests of WebSockets that were refused.
+    pub refused_requests: u64,
+    /// Frames that could not be read (cmd 3), and texts that are no requests.
     pub malformed: u64,
 }
 
@@ -42,6 +48,7 @@ impl MessagingCounters {
         let mut text = String::new();
         for (name, kind, value) in [
             ("connections", "gauge", self.connections),
+            ("websockets", "gauge", self.websockets),
             ("online", "gauge", self.online),
             ("registrations_total", "counter", self.registrations),
             ("logins_total", "counter", self.logins),
@@ -54,6 +61,8 @@ impl MessagingCounters {
             ("pushed_messages_total", "counter", self.pushed),
             ("acknowledged_messages_total", "counter", self.acknowledged),
             ("expired_messages_total", "counter", self.expired),
+            ("dropped_receipts_total", "counter", self.dropped_receipts),
+            ("refused_requests_total", "counter", self.refused_requests),
             ("malformed_frames_total", "counter", self.malformed),
         ] {
             // Writing to a String does not fail.

@@ -6,7 +6,9 @@ use super::session::{Delivery, ReplyTo};
 use super::store_request::{StoreReply, StoreRequest};
 use super::wire::Envelope;
 use crate::clock::Now;
-use crate::store::{MailboxId, MessageKind, Party, Removed, StoreError};
+use crate::store::{
+    Acknowledgement, MailboxId, MessageCopy, MessageKind, NewMessage, Removed, StoreError, StoredMessage,
+};
 use bytes::Bytes;
 
 /// Pushed messages that a client has not acknowledged; more are pushed after it has acknowledged some.
@@ -45,19 +47,31 @@ impl Machine {
             return self.finish(reply_to);
         }
         // A fetch behind it waits until they are removed.
-        let request = StoreRequest::Acknowledge { mailbox, sequences, now_ms: unix_ms(now) };
+        let acknowledgement = Acknowledgement::Sequences(sequences);
+        let request = StoreRequest::Acknowledge { mailbox, acknowledgement, now_ms: unix_ms(now) };
         self.call_for(request, Step::Acknowledge, reply_to);
         self.read_on(connection);
     }
 
     /// Pushes a message that was just stored to the client that reads the mailbox, if that has everything before it.
-    pub(super) fn on_stored(
-        &mut self,
-        mailbox: MailboxId,
-        sequence: u64,
-        (sender, message_id, body): (&Party, &str, &Bytes),
-    ) {
-        let Some(connection) = self.readers.get(&mailbox).copied() else { return };
+    pub(super) fn on_stored(&mut self, message: &NewMessage, copy: usize, sequence: u64) {
+        let Some(MessageCopy { mailbox, is_encrypted, body }) = message.copies.get(copy) else { return };
+        let Some(connection) = self.readers.get(mailbox).copied() else { return };
+        let (sender, message_id) = (&message.sender, &message.message_id);
+        if self.json_sessions.contains_key(&connection) {
+            let row = StoredMessage {
+                sequence,
+                kind: MessageKind::Message,
+                sender: sender.clone(),
+                sender_device: message.sender_device,
+                message_id: message_id.clone(),
+                is_encrypted: *is_encrypted,
+                body: body.clone(),
+                stored_at_ms: message.stored_at_ms,
+                expires_at_ms: message.expires_at_ms,
+            };
+            return self.follow_stored(connection, &row);
+        }
         let Some(session) = self.sessions.get_mut(&connection) else { return };
         let Some(identity) = &mut session.identity else { return };
         let delivery = &mut identity.delivery;
@@ -146,18 +160,19 @@ impl Machine {
 
     /// Handles that messages were removed; receipts are pushed to the senders that are online.
     pub(super) fn on_removed(&mut self, why: Delivered, result: Result<StoreReply, StoreError>) {
-        let Ok(StoreReply::Removed(Removed { messages, notified, .. })) = result else {
+        let Ok(StoreReply::Removed(Removed { messages, notified, dropped_receipts })) = result else {
             tracing::warn!("messages could not be removed; they are delivered again");
             return;
         };
+        self.counters.dropped_receipts += dropped_receipts;
         match why {
             Delivered::Acknowledged => self.counters.acknowledged += messages,
             Delivered::Expired => self.counters.expired += messages,
         }
         for mailbox in notified {
-            if let Some(connection) = self.readers.get(&mailbox).copied()
-                && let Some(delivery) = self.delivery(connection)
-            {
+            let Some(connection) = self.readers.get(&mailbox).copied() else { continue };
+            self.follow_woken(connection);
+            if let Some(delivery) = self.delivery(connection) {
                 delivery.is_behind = true;
                 self.read_on(connection);
             }

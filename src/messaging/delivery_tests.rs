@@ -173,7 +173,7 @@ fn a_client_that_does_not_read_gets_more_only_after_it_has() {
         server.message(alice, &index.to_string(), "bob", &index.to_string());
     }
     assert_eq!(server.pushes(bob).len(), 1);
-    server.machine.handle_drained(bob);
+    server.machine.handle_drained(server.now, bob);
     server.drain();
     let texts: Vec<_> = server.pushes(bob).into_iter().map(|[_, _, text, _]| text).collect();
     assert_eq!(texts, (1..300).map(|index| index.to_string()).collect::<Vec<_>>(), "in the order of sending");

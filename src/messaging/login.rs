@@ -10,7 +10,7 @@ use crate::store::{Account, MAX_NAME, Mailbox, Party, StoreError};
 use std::sync::Arc;
 
 /// Longest text of a password, in bytes.
-const MAX_PASSWORD: usize = 128;
+pub(super) const MAX_PASSWORD: usize = 128;
 const WRONG_ACCOUNT: &str = "username or password is wrong";
 const USER_EXISTS: &str = "user already exists";
 
@@ -155,6 +155,8 @@ impl Machine {
         if !self.sessions.contains_key(&connection) {
             return self.finish(reply_to);
         }
+        // Before the older connection goes, so that nobody sees the party offline.
+        self.on_came(&party);
         if let Some(older) = self.online.get(&party).copied().filter(|older| *older != connection) {
             self.counters.conflicts += 1;
             self.evict(older);

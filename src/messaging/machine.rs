@@ -9,6 +9,8 @@ use super::counters::MessagingCounters;
 use super::crypto::{ENCRYPTED_KEY_LEN, SessionKey};
 use super::delivery::Delivered;
 use super::devices::DeviceStep;
+use super::json_session::{JsonReplyTo, JsonSession, JsonStep};
+use super::json_wire::ClosingReason;
 use super::login::LoginStep;
 use super::rates::Rates;
 use super::sending::SendStep;
@@ -20,9 +22,10 @@ use crate::clock::{Deadlines, Now};
 use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use crate::store::{MailboxId, Party, StoreError};
 use bytes::Bytes;
-use rand::RngCore;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 use serde::de::DeserializeOwned;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,6 +81,13 @@ pub enum Output {
         /// Header and data.
         frame: Bytes,
     },
+    /// Send a text to a WebSocket.
+    Text {
+        /// To whom.
+        connection: ConnectionId,
+        /// The text.
+        text: String,
+    },
     /// Close a connection after what was sent. The machine has forgotten it.
     Close(ConnectionId),
     /// Frames with so many bytes of data together are done with: as many more may be read.
@@ -122,10 +132,32 @@ pub(super) enum Step {
     Device(DeviceStep),
     Send(Box<SendStep>),
     SessionKey,
-    AddContact,
-    RemoveContact,
-    Page { connection: ConnectionId, mailbox: MailboxId, after: u64 },
+    AddContact {
+        owner: Party,
+        contact: Party,
+    },
+    RemoveContact {
+        owner: Party,
+        contact: Party,
+    },
+    Page {
+        connection: ConnectionId,
+        mailbox: MailboxId,
+        after: u64,
+    },
     Acknowledge,
+    /// For a request of a WebSocket.
+    Json(Box<(JsonReplyTo, JsonStep)>),
+    FollowPage {
+        connection: ConnectionId,
+        mailbox: MailboxId,
+        after: u64,
+    },
+    /// The contacts of a connection that watches them are read again.
+    Refresh {
+        connection: ConnectionId,
+        owner: Party,
+    },
     Expire,
 }
 
@@ -139,8 +171,9 @@ struct Pending {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Timer {
+pub(super) enum Timer {
     Idle(ConnectionId),
+    Watch(ConnectionId),
     Expire,
 }
 
@@ -150,7 +183,18 @@ pub struct Machine {
     pub(super) config: Config,
     server_key: Bytes,
     pub(super) sessions: HashMap<ConnectionId, Session>,
+    pub(super) json_sessions: HashMap<ConnectionId, JsonSession>,
+    /// The connections of the TCP protocol.
     pub(super) online: HashMap<Party, ConnectionId>,
+    /// The WebSockets of accounts.
+    pub(super) account_sessions: HashMap<String, BTreeSet<ConnectionId>>,
+    /// How many connections of either protocol a party has.
+    pub(super) present: HashMap<Party, usize>,
+    /// The WebSockets that watch the presence of a party, and how many such pairs there are.
+    pub(super) watchers: HashMap<Party, BTreeSet<ConnectionId>>,
+    pub(super) watches: usize,
+    /// WebSockets whose contacts are read again soon.
+    pub(super) refreshing: HashSet<ConnectionId>,
     /// The connections that read these mailboxes.
     pub(super) readers: HashMap<MailboxId, ConnectionId>,
     pending: HashMap<RequestId, Pending>,
@@ -159,6 +203,8 @@ pub struct Machine {
     held_bytes: usize,
     deadlines: Deadlines<Timer>,
     pub(super) rates: Rates,
+    /// For the challenges.
+    pub(super) random: ChaCha20Rng,
     outputs: VecDeque<Output>,
     pub(super) counters: MessagingCounters,
 }
@@ -170,10 +216,17 @@ impl Machine {
         deadlines.set(Timer::Expire, now.mono);
         Self {
             rates: Rates::new(&config.limits, random),
+            random: ChaCha20Rng::from_rng(random),
             config,
             server_key,
             sessions: HashMap::new(),
+            json_sessions: HashMap::new(),
             online: HashMap::new(),
+            account_sessions: HashMap::new(),
+            present: HashMap::new(),
+            watchers: HashMap::new(),
+            watches: 0,
+            refreshing: HashSet::new(),
             readers: HashMap::new(),
             pending: HashMap::new(),
             next_request: 0,
@@ -187,7 +240,7 @@ impl Machine {
     /// Handles a new connection. On a legacy listener devices need no key (S4-A7).
     pub fn handle_opened(&mut self, now: Now, connection: ConnectionId, ip: IpAddr, is_legacy: bool) {
         self.sessions.insert(connection, Session::new(ip, is_legacy));
-        self.deadlines.set(Timer::Idle(connection), now.mono + self.config.idle);
+        self.set_idle_timer(now, connection);
         let key = self.server_key.clone();
         let frame =
             Envelope { cmd: Command::ServerKey.number(), data: key, ..Envelope::default() }.to_frame();
@@ -196,8 +249,10 @@ impl Machine {
 
     /// Handles the data of a frame.
     pub fn handle_frame(&mut self, now: Now, connection: ConnectionId, data: Bytes) {
-        let Some(session) = self.sessions.get_mut(&connection) else { return };
-        self.deadlines.set(Timer::Idle(connection), now.mono + self.config.idle);
+        if !self.sessions.contains_key(&connection) {
+            return;
+        }
+        self.set_idle_timer(now, connection);
         let cost = data.len();
         self.held_bytes += cost;
         match Envelope::parse(data.clone()) {
@@ -206,7 +261,11 @@ impl Machine {
                 let reply_to = ReplyTo::new(connection, &Received { envelope, cost });
                 self.answer(reply_to, Code::Exception, TRY_AGAIN);
             }
-            Ok(envelope) => session.waiting.push_back(Received { envelope, cost }),
+            Ok(envelope) => {
+                if let Some(session) = self.sessions.get_mut(&connection) {
+                    session.waiting.push_back(Received { envelope, cost });
+                }
+            }
             Err(_) => {
                 let envelope = Envelope { msg_id: salvage_msg_id(&data), ..Envelope::default() };
                 self.answer_malformed(ReplyTo::new(connection, &Received { envelope, cost }));
@@ -217,8 +276,9 @@ impl Machine {
 
     /// Handles the end of a connection.
     pub fn handle_closed(&mut self, connection: ConnectionId) {
-        let Some(session) = self.sessions.remove(&connection) else { return };
         self.deadlines.clear(Timer::Idle(connection));
+        self.forget_json_session(connection);
+        let Some(session) = self.sessions.remove(&connection) else { return };
         self.held_bytes -= session.waiting.iter().map(|received| received.cost).sum::<usize>();
         if let Some(identity) = session.identity {
             self.forget_reader(connection, &identity.party, identity.delivery.mailbox);
@@ -230,13 +290,21 @@ impl Machine {
         if let Some(session) = self.sessions.get_mut(&connection) {
             session.is_congested = true;
         }
+        if let Some(session) = self.json_sessions.get_mut(&connection) {
+            session.is_congested = true;
+        }
     }
 
     /// Handles that a client has been sent everything.
-    pub fn handle_drained(&mut self, connection: ConnectionId) {
+    pub fn handle_drained(&mut self, now: Now, connection: ConnectionId) {
         if let Some(session) = self.sessions.get_mut(&connection) {
             session.is_congested = false;
             self.read_on(connection);
+        }
+        if let Some(session) = self.json_sessions.get_mut(&connection) {
+            session.is_congested = false;
+            self.advance_json(now, connection);
+            self.follow_on(connection);
         }
     }
 
@@ -248,8 +316,23 @@ impl Machine {
             (Step::Login(step), Some(reply_to)) => self.on_login_stored(now, reply_to, step, result),
             (Step::Device(step), Some(reply_to)) => self.on_device_stored(now, reply_to, step, result),
             (Step::Send(step), Some(reply_to)) => self.on_send_stored(now, reply_to, *step, result),
-            (Step::AddContact, Some(reply_to)) => self.on_contact_added(reply_to, result),
-            (Step::RemoveContact, Some(reply_to)) => self.on_contact_removed(reply_to, result),
+            (Step::AddContact { owner, contact }, Some(reply_to)) => {
+                if result.is_ok() {
+                    self.on_contacts_changed(now, &owner, &contact);
+                }
+                self.on_contact_added(reply_to, result);
+            }
+            (Step::RemoveContact { owner, contact }, Some(reply_to)) => {
+                if result.is_ok() {
+                    self.on_contacts_changed(now, &owner, &contact);
+                }
+                self.on_contact_removed(reply_to, result);
+            }
+            (Step::Json(pending), _) => self.on_json_stored(now, pending.0, pending.1, result),
+            (Step::FollowPage { connection, mailbox, after }, _) => {
+                self.on_follow_page(connection, (mailbox, after), result);
+            }
+            (Step::Refresh { connection, owner }, _) => self.on_refreshed(now, (connection, owner), result),
             (Step::Page { connection, mailbox, after }, _) => {
                 self.on_page(connection, (mailbox, after), result);
             }
@@ -268,7 +351,12 @@ impl Machine {
 
     /// Handles the result of a job.
     pub fn handle_job_result(&mut self, now: Now, id: RequestId, result: JobResult) {
-        let Some(Pending { step, reply_to: Some(reply_to), .. }) = self.pending.remove(&id) else { return };
+        let Some(Pending { step, reply_to, .. }) = self.pending.remove(&id) else { return };
+        let (step, reply_to) = match (step, reply_to) {
+            (Step::Json(pending), _) => return self.on_json_job(now, pending.0, pending.1, result),
+            (step, Some(reply_to)) => (step, reply_to),
+            (_, None) => return,
+        };
         let connection = reply_to.connection;
         match (step, result) {
             (Step::Login(step), result) => self.on_password(now, reply_to, step, result),
@@ -287,7 +375,8 @@ impl Machine {
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(timer) = self.deadlines.pop_due(now.mono) {
             match timer {
-                Timer::Idle(connection) => self.close(connection),
+                Timer::Idle(connection) => self.close_json(connection, ClosingReason::Idle),
+                Timer::Watch(connection) => self.on_refresh_timer(now, connection),
                 Timer::Expire => {
                     self.deadlines.set(Timer::Expire, now.mono + EXPIRE_EVERY);
                     self.call(StoreRequest::Expire { now_ms: unix_ms(now) }, Step::Expire, None);
@@ -310,8 +399,9 @@ impl Machine {
     /// Returns the counters.
     #[must_use]
     pub fn counters(&self) -> MessagingCounters {
-        let (connections, online) = (self.sessions.len() as u64, self.online.len() as u64);
-        MessagingCounters { connections, online, ..self.counters }
+        let websockets = self.json_sessions.len() as u64;
+        let connections = self.sessions.len() as u64 + websockets;
+        MessagingCounters { connections, websockets, online: self.present.len() as u64, ..self.counters }
     }
 
     /// Handles frames that wait, until one of them waits for a result.
@@ -420,9 +510,27 @@ impl Machine {
         if let Some(session) = self.sessions.get_mut(&reply_to.connection) {
             session.is_busy = true;
         }
+        self.insert_job(job, step, Some(reply_to), permit);
+    }
+
+    pub(super) fn insert_job(
+        &mut self,
+        job: Job,
+        step: Step,
+        reply_to: Option<ReplyTo>,
+        permit: Permit<NetworkPrefix>,
+    ) {
         let id = self.next_id();
-        self.pending.insert(id, Pending { step, reply_to: Some(reply_to), _permit: Some(permit) });
+        self.pending.insert(id, Pending { step, reply_to, _permit: Some(permit) });
         self.outputs.push_back(Output::Job { id, job });
+    }
+
+    /// The steps of requests of WebSockets that have no result yet.
+    pub(super) fn pending_json(&mut self) -> impl Iterator<Item = &mut JsonStep> {
+        self.pending.values_mut().filter_map(|pending| match &mut pending.step {
+            Step::Json(pending) => Some(&mut pending.1),
+            _ => None,
+        })
     }
 
     fn next_id(&mut self) -> RequestId {
@@ -473,11 +581,37 @@ impl Machine {
 
     /// Counts a frame as done with.
     pub(super) fn finish(&mut self, reply_to: ReplyTo) {
-        self.held_bytes -= reply_to.cost;
-        if self.sessions.contains_key(&reply_to.connection) {
-            let (connection, bytes) = (reply_to.connection, reply_to.cost);
+        self.handled(reply_to.connection, reply_to.cost);
+    }
+
+    /// Lets a client send as many bytes more.
+    pub(super) fn handled(&mut self, connection: ConnectionId, bytes: usize) {
+        self.held_bytes -= bytes;
+        if self.has_session(connection) {
             self.outputs.push_back(Output::Handled { connection, bytes });
         }
+    }
+
+    /// Counts bytes of a frame that is not done with; returns those of all frames.
+    pub(super) fn hold_bytes(&mut self, bytes: usize) -> usize {
+        self.held_bytes += bytes;
+        self.held_bytes
+    }
+
+    pub(super) fn release_bytes(&mut self, bytes: usize) {
+        self.held_bytes -= bytes;
+    }
+
+    pub(super) fn set_idle_timer(&mut self, now: Now, connection: ConnectionId) {
+        self.set_timer(Timer::Idle(connection), now.mono + self.config.idle);
+    }
+
+    pub(super) fn set_timer(&mut self, timer: Timer, at: Instant) {
+        self.deadlines.set(timer, at);
+    }
+
+    pub(super) fn clear_timer(&mut self, timer: Timer) {
+        self.deadlines.clear(timer);
     }
 
     /// Sends a frame with the `cmd` and `msgId` of a request, encrypted if that was.
@@ -494,7 +628,7 @@ impl Machine {
 
     /// Closes a connection and forgets it.
     pub(super) fn close(&mut self, connection: ConnectionId) {
-        if self.sessions.contains_key(&connection) {
+        if self.has_session(connection) {
             self.handle_closed(connection);
             self.outputs.push_back(Output::Close(connection));
         }
@@ -517,6 +651,7 @@ impl Machine {
 
     /// Forgets what a connection has authenticated as.
     pub(super) fn forget_reader(&mut self, connection: ConnectionId, party: &Party, mailbox: MailboxId) {
+        self.on_left(party);
         if self.online.get(party) == Some(&connection) {
             self.online.remove(party);
         }

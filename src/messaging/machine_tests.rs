@@ -26,6 +26,8 @@ pub(super) struct Server {
     pub(super) store: MemoryStore,
     pub(super) now: Now,
     pub(super) received: HashMap<ConnectionId, Vec<Envelope>>,
+    /// What WebSockets were sent.
+    pub(super) texts: HashMap<ConnectionId, Vec<Value>>,
     pub(super) closed: Vec<ConnectionId>,
     pub(super) handled: HashMap<ConnectionId, usize>,
     pub(super) next: u64,
@@ -48,6 +50,7 @@ impl Server {
             store: MemoryStore::new(limits, [7; 32]),
             now,
             received: HashMap::new(),
+            texts: HashMap::new(),
             closed: Vec::new(),
             handled: HashMap::new(),
             next: 0,
@@ -87,6 +90,9 @@ impl Server {
                 Output::Frame { connection, frame } => {
                     let envelope = Envelope::parse(frame.slice(4..)).unwrap();
                     self.received.entry(connection).or_default().push(envelope);
+                }
+                Output::Text { connection, text } => {
+                    self.texts.entry(connection).or_default().push(serde_json::from_str(&text).unwrap());
                 }
                 Output::Close(connection) => self.closed.push(connection),
                 Output::Handled { connection, bytes } => {

@@ -16,6 +16,8 @@
 //! expires. `docs/wire/messaging.md` describes the wire.
 
 #[cfg(feature = "messaging")]
+mod account_devices;
+#[cfg(feature = "messaging")]
 pub mod commands;
 #[cfg(feature = "messaging")]
 pub mod config;
@@ -36,7 +38,21 @@ mod devices;
 #[cfg(feature = "messaging")]
 pub(crate) mod dispatcher;
 #[cfg(feature = "messaging")]
+mod follow;
+#[cfg(all(test, feature = "messaging"))]
+mod follow_tests;
+#[cfg(feature = "messaging")]
 mod job_pool;
+#[cfg(feature = "messaging")]
+mod json_login;
+#[cfg(feature = "messaging")]
+mod json_sending;
+#[cfg(all(test, feature = "messaging"))]
+mod json_sending_tests;
+#[cfg(feature = "messaging")]
+mod json_session;
+#[cfg(all(test, feature = "messaging"))]
+mod json_session_tests;
 #[allow(dead_code)]
 pub(crate) mod json_wire;
 #[cfg(test)]
@@ -52,6 +68,10 @@ mod outbox;
 #[cfg(feature = "messaging")]
 pub mod password;
 #[cfg(feature = "messaging")]
+mod presence;
+#[cfg(all(test, feature = "messaging"))]
+mod presence_tests;
+#[cfg(feature = "messaging")]
 mod rates;
 #[cfg(feature = "messaging")]
 mod sending;
@@ -65,5 +85,7 @@ pub(crate) mod signing;
 mod store_calls;
 #[cfg(feature = "messaging")]
 pub mod store_request;
+#[cfg(feature = "messaging")]
+mod websocket;
 #[cfg(feature = "messaging")]
 pub mod wire;

@@ -1,12 +1,17 @@
 //! How often networks may log in, register and exchange keys. Pure.
 
 use super::config::Limits;
-use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, Quota};
+use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, Quota, Rate};
 use rand::RngCore;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Look-ups of devices a second of one network, and at once.
+const LOOKUPS: f64 = 20.0;
+const LOOKUP_BURST: f64 = 500.0;
+/// Signatures a second, each of which takes about 50 µs of the thread that handles all messages.
+const SIGNATURES: f64 = 2000.0;
 /// Keys that each limiter keeps; the least active is dropped.
 const KEYS: usize = 65_536;
 
@@ -17,6 +22,8 @@ pub(super) struct Rates {
     logins_per_network: KeyedRateLimiter<NetworkPrefix>,
     registrations: KeyedRateLimiter<NetworkPrefix>,
     key_exchanges: KeyedRateLimiter<NetworkPrefix>,
+    lookups: KeyedRateLimiter<NetworkPrefix>,
+    signatures: KeyedRateLimiter<()>,
     /// Jobs that are not done, by kind.
     pub(super) passwords: Arc<Quota<NetworkPrefix>>,
     pub(super) session_keys: Arc<Quota<NetworkPrefix>>,
@@ -31,6 +38,8 @@ impl Rates {
             logins_per_network: KeyedRateLimiter::new(limits.logins_per_network, KEYS, overflow, random),
             registrations: KeyedRateLimiter::new(limits.registrations_per_network, KEYS, overflow, random),
             key_exchanges: KeyedRateLimiter::new(limits.key_exchanges_per_network, KEYS, overflow, random),
+            lookups: KeyedRateLimiter::new(Rate::new(LOOKUPS, LOOKUP_BURST), KEYS, overflow, random),
+            signatures: KeyedRateLimiter::new(Rate::new(SIGNATURES, SIGNATURES), 1, overflow, random),
             passwords: quota(),
             session_keys: quota(),
         }
@@ -55,6 +64,17 @@ impl Rates {
     pub(super) fn key_exchange(&mut self, now: Instant, ip: IpAddr) -> bool {
         let network = NetworkPrefix::subscriber(ip);
         take(&mut self.key_exchanges, now, &network, Limit::MessagingKeyExchangesPerNetwork)
+    }
+
+    /// Asks for the devices of a party.
+    pub(super) fn lookup(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let network = NetworkPrefix::subscriber(ip);
+        take(&mut self.lookups, now, &network, Limit::MessagingLookups)
+    }
+
+    /// Verifies a signature, or two: of whichever client.
+    pub(super) fn signatures(&mut self, now: Instant) -> bool {
+        take(&mut self.signatures, now, &(), Limit::MessagingSignatures)
     }
 }
 

@@ -4,13 +4,11 @@
 use super::commands::{Code, SendBody};
 use super::config::Policy;
 use super::login::refusal;
-use super::machine::{Machine, Step, unix_ms};
+use super::machine::{Machine, Step};
 use super::session::ReplyTo;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
-use crate::store::{
-    Appended, MAX_BODY, MAX_MESSAGE_ID, MailboxId, MessageCopy, NewMessage, Party, StoreError,
-};
+use crate::store::{MAX_BODY, MAX_MESSAGE_ID, MailboxId, MessageCopy, NewMessage, Party, StoreError};
 use bytes::Bytes;
 
 const NO_RECIPIENT: &str = "no such recipient";
@@ -48,7 +46,7 @@ enum Stage {
     /// Which mailbox does the recipient have?
     Mailbox,
     /// The message is being stored.
-    Append,
+    Append(Box<NewMessage>),
 }
 
 impl Machine {
@@ -91,7 +89,7 @@ impl Machine {
         let SendStep { mut message, stage } = step;
         let to = message.to.clone();
         match (stage, result) {
-            (Stage::Append, result) => self.on_appended(reply_to, &message, result),
+            (Stage::Append(stored), result) => self.on_appended(reply_to, &stored, result),
             (Stage::Contact, Ok(StoreReply::HasContact(is_contact))) => {
                 let (stage, request) = match is_contact {
                     true => (Stage::ContactDevice, StoreRequest::LegacyDevice(to)),
@@ -162,31 +160,30 @@ impl Machine {
 
     /// Stores the message. The frames behind it do not wait: the store keeps the order.
     fn append(&mut self, now: Now, reply_to: ReplyTo, message: Outgoing) {
-        let stored_at_ms = unix_ms(now);
-        let retention = u64::try_from(self.config.retention.as_millis()).unwrap_or(u64::MAX);
         let copies = message.mailboxes.iter();
         let copies = copies.map(|mailbox| MessageCopy {
             mailbox: *mailbox,
             is_encrypted: false,
             body: message.body.clone(),
         });
-        let request = StoreRequest::Append(NewMessage {
-            sender: message.sender.clone(),
-            sender_device: None,
-            message_id: message.message_id.clone(),
-            stored_at_ms,
-            expires_at_ms: stored_at_ms.saturating_add(retention),
-            copies: copies.collect(),
-        });
+        let copies = copies.collect();
+        let stored =
+            self.new_message(now, (message.sender.clone(), None), message.message_id.clone(), copies);
+        let request = StoreRequest::Append(stored.clone());
         let connection = reply_to.connection;
-        self.ask(reply_to, message, Stage::Append, request);
+        self.ask(reply_to, message, Stage::Append(Box::new(stored)), request);
         if let Some(session) = self.sessions.get_mut(&connection) {
             session.is_busy = false;
         }
     }
 
     /// Acknowledges a stored message with an empty body, and pushes it to who is online.
-    fn on_appended(&mut self, reply_to: ReplyTo, message: &Outgoing, result: Result<StoreReply, StoreError>) {
+    fn on_appended(
+        &mut self,
+        reply_to: ReplyTo,
+        message: &NewMessage,
+        result: Result<StoreReply, StoreError>,
+    ) {
         let appended = match result {
             Ok(StoreReply::Appended(appended)) => appended,
             result => {
@@ -194,17 +191,9 @@ impl Machine {
                 return self.answer(reply_to, Code::Exception, refusal(result.err().as_ref()));
             }
         };
-        match appended.iter().any(|copy| matches!(copy, Appended::Stored(_))) {
-            true => self.counters.stored += 1,
-            false => self.counters.duplicates += 1,
-        }
         self.send(&reply_to, b"");
         self.finish(reply_to);
-        for (mailbox, copy) in message.mailboxes.iter().zip(appended) {
-            if let Appended::Stored(sequence) = copy {
-                self.on_stored(*mailbox, sequence, (&message.sender, &message.message_id, &message.body));
-            }
-        }
+        self.on_message_appended(message, &appended);
     }
 
     fn refuse(&mut self, reply_to: ReplyTo, why: &str) {

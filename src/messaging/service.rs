@@ -13,6 +13,7 @@ use super::store_request::{StoreReply, StoreRequest};
 use crate::limits::{NetworkPrefix, QueueBounds, QueueReceiver, QueueSender, Quota, queue};
 use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time::now;
+use crate::net::websocket;
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -42,6 +43,14 @@ pub(super) enum Event {
         connection: ConnectionId,
         data: Bytes,
     },
+    Text {
+        connection: ConnectionId,
+        text: String,
+    },
+    /// A WebSocket has answered a ping.
+    Alive {
+        connection: ConnectionId,
+    },
     Drained {
         connection: ConnectionId,
     },
@@ -59,16 +68,32 @@ pub(super) enum Event {
 pub(super) struct Opened {
     pub(super) connection: ConnectionId,
     pub(super) ip: IpAddr,
-    pub(super) is_legacy: bool,
+    pub(super) protocol: Protocol,
     pub(super) outbox: Outbox,
     pub(super) credit: Arc<Semaphore>,
     pub(super) permit: ConnectionPermit,
+}
+
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// The frames of the TCP protocol.
+    Frames {
+        /// Whether devices need no key.
+        is_legacy: bool,
+    },
+    /// JSON over WebSocket.
+    WebSocket {
+        /// Whether TLS protects it.
+        is_secure: bool,
+    },
 }
 
 impl Event {
     fn bytes(&self) -> usize {
         match self {
             Self::Frame { data, .. } => data.len(),
+            Self::Text { text, .. } => text.len(),
             _ => 0,
         }
     }
@@ -280,6 +305,8 @@ impl MachineTask {
                 self.drain();
             }
         }
+        self.machine.handle_shutdown();
+        self.drain();
         // Clients learn at once that the server ends.
         for link in self.links.values() {
             link.outbox.finish();
@@ -290,12 +317,21 @@ impl MachineTask {
         events.release(1, event.bytes());
         match event {
             Event::Opened(opened) => {
-                let Opened { connection, ip, is_legacy, outbox, credit, permit } = *opened;
+                let Opened { connection, ip, protocol, outbox, credit, permit } = *opened;
                 self.links.insert(connection, Link { outbox, credit, permit });
-                self.machine.handle_opened(now(), connection, ip, is_legacy);
+                match protocol {
+                    Protocol::Frames { is_legacy } => {
+                        self.machine.handle_opened(now(), connection, ip, is_legacy);
+                    }
+                    Protocol::WebSocket { is_secure } => {
+                        self.machine.handle_websocket_opened(now(), connection, ip, is_secure);
+                    }
+                }
             }
             Event::Frame { connection, data } => self.machine.handle_frame(now(), connection, data),
-            Event::Drained { connection } => self.machine.handle_drained(connection),
+            Event::Text { connection, text } => self.machine.handle_text(now(), connection, text),
+            Event::Alive { connection } => self.machine.handle_alive(now(), connection),
+            Event::Drained { connection } => self.machine.handle_drained(now(), connection),
             Event::Finished { connection } => {
                 if let Some(link) = self.links.get(&connection) {
                     link.outbox.finish();
@@ -322,6 +358,11 @@ impl MachineTask {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Frame { connection, frame } => self.send(connection, frame),
+                Output::Text { connection, text } => {
+                    let mut message = Vec::new();
+                    websocket::write_text(&text, &mut message);
+                    self.send(connection, message.into());
+                }
                 Output::Close(connection) => {
                     if let Some(link) = self.links.remove(&connection) {
                         link.outbox.finish();

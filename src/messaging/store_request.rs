@@ -1,8 +1,8 @@
 //! What the machine asks of the store, and what comes back. The service maps each request to one call of `store::Store`.
 
 use crate::store::{
-    Account, AccountDevice, Appended, LegacyDevice, Mailbox, MailboxId, NewMessage, Party, Removed,
-    StoredMessage,
+    Account, AccountDevice, AccountDeviceId, Acknowledgement, Appended, LegacyDevice, Mailbox, MailboxId,
+    NewAccountDevice, NewMessage, Party, Removed, StoredMessage,
 };
 
 /// A call of the store.
@@ -12,8 +12,16 @@ pub enum StoreRequest {
     Account(String),
     /// Creates an account.
     InsertAccount(Account),
+    /// Replaces the password hash of an account.
+    SetPasswordHash(String, String),
+    /// Sets the identity key of an account that has none.
+    SetIdentityKey(String, [u8; 32]),
     /// The devices of an account.
     AccountDevices(String),
+    /// Adds a device to an account.
+    InsertAccountDevice(NewAccountDevice),
+    /// Removes a device of an account.
+    RemoveAccountDevice(String, AccountDeviceId),
     /// The legacy device of this id.
     LegacyDevice(String),
     /// Creates a legacy device.
@@ -26,6 +34,12 @@ pub enum StoreRequest {
     InsertContact(Party, Party),
     /// Removes the second party from the contacts of the first.
     RemoveContact(Party, Party),
+    /// The contacts of a party.
+    Contacts(Party),
+    /// The contacts of a party that have added it too.
+    MutualContacts(Party),
+    /// The state of a mailbox.
+    Mailbox(MailboxId),
     /// The mailbox of a party, created if there is none.
     OpenMailbox(Party),
     /// Appends a message to mailboxes.
@@ -41,8 +55,8 @@ pub enum StoreRequest {
     Acknowledge {
         /// The mailbox.
         mailbox: MailboxId,
-        /// Their sequence numbers.
-        sequences: Vec<u64>,
+        /// Which.
+        acknowledgement: Acknowledgement,
         /// The time.
         now_ms: u64,
     },
@@ -62,11 +76,15 @@ pub enum StoreReply {
     Account(Option<Account>),
     /// To [`StoreRequest::AccountDevices`].
     AccountDevices(Vec<AccountDevice>),
+    /// To [`StoreRequest::InsertAccountDevice`].
+    AccountDevice(AccountDevice),
     /// To [`StoreRequest::LegacyDevice`].
     LegacyDevice(Option<LegacyDevice>),
     /// To [`StoreRequest::HasContact`].
     HasContact(bool),
-    /// To [`StoreRequest::OpenMailbox`].
+    /// To [`StoreRequest::Contacts`] and [`StoreRequest::MutualContacts`].
+    Contacts(Vec<Party>),
+    /// To [`StoreRequest::OpenMailbox`] and [`StoreRequest::Mailbox`].
     Mailbox(Mailbox),
     /// To [`StoreRequest::Append`].
     Appended(Vec<Appended>),

@@ -245,6 +245,11 @@ impl ConnectionPermit {
         self.0.count(Vec::new());
     }
 
+    /// Returns whether the client has authenticated; also after the connection was evicted.
+    pub(crate) fn is_authenticated(&self) -> bool {
+        !self.0.limiter.table().unauthenticated.contains_key(&self.0.id)
+    }
+
     /// Sets how the connection is ended when it is evicted; calls it at once where it is evicted already.
     pub(crate) fn on_evict(&self, hook: impl FnOnce() + Send + 'static) {
         let mut table = self.0.limiter.table();

@@ -83,12 +83,31 @@ fn rightmost<'a>(
 
 /// Returns the address of `for=` in one element of `Forwarded`.
 fn for_parameter(element: &str) -> Option<IpAddr> {
-    let named = split(element, ';').into_iter().find_map(|pair| {
+    address(parameter(element, "for")?)
+}
+
+/// Returns a parameter of one element of `Forwarded`, without quotes.
+fn parameter<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
+    let value = split(element, ';').into_iter().find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then_some(value.trim())
+        name.trim().eq_ignore_ascii_case(wanted).then_some(value.trim())
     })?;
-    let quoted = named.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    address(quoted.unwrap_or(named))
+    let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    Some(quoted.unwrap_or(value))
+}
+
+/// Returns whether the client reached the proxy over HTTPS, from the headers of a trusted proxy: the values of `X-Forwarded-Proto` and of
+/// `Forwarded`. Everything that the headers state must be `https`, and they must state something.
+pub(crate) fn is_https<'a>(
+    x_forwarded_proto: impl Iterator<Item = &'a [u8]>,
+    forwarded: impl Iterator<Item = &'a [u8]>,
+) -> bool {
+    let text = |value: &'a [u8]| std::str::from_utf8(value).unwrap_or("unknown");
+    let of_list = x_forwarded_proto.flat_map(move |value| text(value).split(','));
+    let of_standard = forwarded.flat_map(move |value| split(text(value), ','));
+    let of_standard = of_standard.filter_map(|element| parameter(element, "proto"));
+    let mut stated = of_list.chain(of_standard).peekable();
+    stated.peek().is_some() && stated.all(|scheme| scheme.trim().eq_ignore_ascii_case("https"))
 }
 
 /// Reads an address, with a port or without one; IPv6 may be in brackets.
@@ -129,6 +148,30 @@ mod tests {
             values.iter().map(|value| value.as_bytes())
         }
         client(&trusted, bytes(list), bytes(standard)).map(|ip| ip.to_string())
+    }
+
+    #[test]
+    fn a_client_used_https_where_every_statement_says_so() {
+        fn bytes<'a>(values: &'a [&str]) -> impl Iterator<Item = &'a [u8]> {
+            values.iter().map(|value| value.as_bytes())
+        }
+        for (list, standard, expected) in [
+            (&["https"][..], &[][..], true),
+            (&["HTTPS"], &["for=192.0.2.1"], true),
+            (&[], &["for=192.0.2.1;proto=https"], true),
+            (&[], &["for=192.0.2.1;proto=\"https\", for=10.0.0.1;proto=https"], true),
+            (&[], &[], false),
+            (&[], &["for=192.0.2.1"], false),
+            (&["http"], &[], false),
+            (&["https, http"], &[], false),
+            (&["https", "http"], &[], false),
+            (&["https"], &["for=192.0.2.1;proto=http"], false),
+            (&["https"], &["for=192.0.2.1;proto=https, proto=http"], false),
+            (&[""], &[], false),
+        ] {
+            assert_eq!(is_https(bytes(list), bytes(standard)), expected, "{list:?} {standard:?}");
+        }
+        assert!(!is_https([&b"\xff"[..]].into_iter(), [].into_iter()));
     }
 
     #[test]

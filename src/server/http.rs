@@ -67,7 +67,7 @@ where
     // Boxed, so that tasks that wait for a head stay small.
     let client = info.tuple(Transport::WebSocket);
     let origin = Origin { client, worker: info.worker, connection: info.connection };
-    let source = RequestSource { trusted, origin };
+    let source = RequestSource { trusted, is_tls: info.is_tls, origin };
     let router = router.layer(from_fn_with_state(source, request_source::name_client));
     Box::pin(answer(stream, router)).await
 }

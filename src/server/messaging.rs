@@ -2,20 +2,25 @@
 
 use super::ServerError;
 use super::listeners::open_tcp;
+use super::request_source::IsSecure;
 use super::server_info::ServerInfo;
 use super::tcp_accept::{Accepts, ConnectionInfo, Serving, TLS_TIME, TcpAcceptor};
+use super::turn_websocket::Origin;
 use crate::messaging::dispatcher::{Ring, ServerHost};
 use crate::messaging::service::{Handle, Service};
 use crate::net::forwarded::is_trusted;
 use crate::net::peeked_stream::PeekedStream;
 use crate::net::tls::Tls;
-use crate::state::State;
+use crate::net::websocket::upgrade;
+use crate::signaling;
+use crate::state::State as ServerState;
 use crate::store::{SqliteConfig, SqliteStore, StoreLimits};
-use axum::Router;
-use axum::extract::{Query, Request};
+use axum::extract::{Query, Request, State};
 use axum::http::header;
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
 use serde::Deserialize;
 use std::future::ready;
 use std::io;
@@ -103,7 +108,7 @@ pub(super) struct OpenMessaging {
 /// [`ServerError`].
 pub(super) async fn start(
     config: &MessagingConfig,
-    state: &State,
+    state: &ServerState,
     info: &ServerInfo,
     seed: [u8; 32],
 ) -> Result<Option<OpenMessaging>, ServerError> {
@@ -169,12 +174,30 @@ impl OpenMessaging {
     }
 }
 
-/// Adds the answer at `/?id=` to a router that has a page at `/` (S4-A15), where messaging is enabled.
-pub(super) fn add_dispatcher(router: Router, messaging: Option<&OpenMessaging>) -> Router {
-    match messaging {
-        Some(messaging) => messaging.acceptor.dispatcher.layer(router),
-        None => router,
-    }
+/// Adds `/messages`, and the answer at `/?id=` to a router that has a page at `/` (S4-A15), where messaging is enabled.
+pub(super) fn add_routes(
+    router: Router,
+    messaging: Option<&OpenMessaging>,
+    origins: &signaling::Origins,
+) -> Router {
+    let Some(messaging) = messaging else { return router };
+    let websocket =
+        Router::new().route("/messages", get(websocket)).with_state(messaging.acceptor.handle.clone());
+    let pages = from_fn_with_state(Arc::new(origins.clone()), signaling::pages_let_in);
+    messaging.acceptor.dispatcher.layer(router.merge(websocket.layer(pages)))
+}
+
+/// Serves the modern protocol.
+async fn websocket(
+    State(handle): State<Handle>,
+    Extension(origin): Extension<Origin>,
+    Extension(IsSecure(is_secure)): Extension<IsSecure>,
+    request: Request,
+) -> Response {
+    let ip = origin.client.client.ip().to_canonical();
+    upgrade::accept(request, None, move |stream| async move {
+        handle.serve_websocket(stream, (ip, is_secure), origin.connection).await;
+    })
 }
 
 impl TcpAcceptor {

@@ -11,13 +11,20 @@ use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
+const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 
 /// The source of the requests of one connection.
 #[derive(Debug, Clone)]
 pub(super) struct RequestSource {
     pub(super) trusted: Arc<[NetworkPrefix]>,
+    /// Whether the connection is inside our TLS.
+    pub(super) is_tls: bool,
     pub(super) origin: Origin,
 }
+
+/// Whether the client's connection is inside TLS: ours, or that of a trusted proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IsSecure(pub(super) bool);
 
 /// Whether a proxy, trusted or not, has forwarded the request: such a request gets nothing that is for this host or the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +36,7 @@ pub(super) async fn name_client(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let RequestSource { trusted, mut origin } = source;
+    let RequestSource { trusted, is_tls, mut origin } = source;
     let headers = request.headers();
     let is_forwarded = headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED);
     let by_proxy = is_forwarded && forwarded::is_trusted(&trusted, origin.client.client.ip());
@@ -47,7 +54,15 @@ pub(super) async fn name_client(
         }
         origin.client.client.set_ip(client);
     }
+    let is_secure = match by_proxy {
+        true => forwarded::is_https(
+            values(request.headers(), X_FORWARDED_PROTO),
+            values(request.headers(), header::FORWARDED.as_str()),
+        ),
+        false => is_tls,
+    };
     let extensions = request.extensions_mut();
+    extensions.insert(IsSecure(is_secure));
     extensions.insert(ConnectInfo(origin.client.client));
     extensions.insert(IsForwarded(is_forwarded));
     extensions.insert(origin.connection.clone());

@@ -79,6 +79,8 @@ pub(super) enum Accepts {
 pub(super) struct ConnectionInfo {
     pub(super) client: SocketAddr,
     server: SocketAddr,
+    /// Whether the protocol is inside our TLS.
+    pub(super) is_tls: bool,
     pub(super) worker: Inbox,
     /// Held until the connection closes.
     pub(super) connection: ConnectionPermit,
@@ -104,7 +106,7 @@ impl ConnectionInfo {
         (client, worker, connection): (SocketAddr, Inbox, ConnectionPermit),
     ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { client, server: stream.local_addr()?, worker, connection })
+        Ok(Self { client, server: stream.local_addr()?, is_tls: false, worker, connection })
     }
 
     pub(super) fn tuple(&self, transport: Transport) -> FiveTuple {
@@ -250,7 +252,7 @@ impl TcpAcceptor {
         } else if kind == StreamKind::Stun {
             carry_frames(inside, info.tuple(Transport::Tls), (&info.worker, &info.connection)).await?;
         } else if kind == StreamKind::Http {
-            http::serve(inside, (self.router, self.trusted), info).await?;
+            http::serve(inside, (self.router, self.trusted), ConnectionInfo { is_tls: true, ..info }).await?;
         } else if let Some(gateway) = self.gateway {
             gateway.bridge(inside, info.client.ip(), info.connection).await?;
         }
@@ -339,6 +341,7 @@ mod tests {
         let worker = acceptor.workers[0].clone();
         let connection = acceptor.connections.admit().unwrap();
         let info = ConnectionInfo {
+            is_tls: false,
             client: CLIENT.parse().unwrap(),
             server: "192.0.2.1:3478".parse().unwrap(),
             worker,

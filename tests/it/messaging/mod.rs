@@ -6,6 +6,7 @@ mod padding_oracle;
 mod ports;
 mod python_client;
 mod scale;
+mod websocket;
 mod wire;
 
 use std::io::{self, ErrorKind, Read, Write};
