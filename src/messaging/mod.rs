@@ -9,11 +9,13 @@
 //! | `machine.rs` | [`Machine`](machine::Machine): sessions and the order of their frames |
 //! | `service.rs`, `connection.rs`, `outbox.rs`, `job_pool.rs`, `store_calls.rs` | its I/O |
 //! | `dispatcher.rs` | which server a client connects to (S4-3) |
+//! | `json_session.rs`, `json_login.rs`, `account_devices.rs`, `json_sending.rs`, `follow.rs`, `presence.rs` | the WebSocket's requests by topic |
+//! | `websocket.rs` | its I/O |
 //! | `login.rs`, `devices.rs`, `contacts.rs`, `sending.rs`, `delivery.rs` | its commands by topic |
 //!
 //! A client connects, gets the server's RSA key, may agree on a session key, authenticates as a user or a device, and sends and receives
 //! messages. A message is acknowledged after the store has made it durable; it stays stored until its recipient acknowledges it or it
-//! expires. `docs/wire/messaging.md` describes the wire.
+//! expires. `docs/wire/messaging.md` and `docs/wire/messages.md` describe the wires.
 
 #[cfg(feature = "messaging")]
 mod account_devices;
