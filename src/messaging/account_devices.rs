@@ -1,5 +1,6 @@
 //! Devices of accounts over the WebSocket `/messages`: adding, removing and listing them. Pure.
 
+use super::delivery::Delivered;
 use super::json_login::JsonLoginStep;
 use super::json_session::{AccessKind, JsonReplyTo, JsonStep};
 use super::json_wire::{ClosingReason, Device, Devices, Empty, ErrorCode, FixedBytes, NewDevice, Registered};
@@ -95,6 +96,7 @@ impl Machine {
     /// Removes a device: with the identity key or the password any, as a device only itself.
     pub(super) fn handle_remove_account_device(
         &mut self,
+        now: Now,
         reply_to: JsonReplyTo,
         user: String,
         device: AccountDeviceId,
@@ -107,7 +109,7 @@ impl Machine {
         if !may_remove {
             return self.refuse_login(reply_to, "a device removes only itself");
         }
-        let request = StoreRequest::RemoveAccountDevice(user.clone(), device);
+        let request = StoreRequest::RemoveAccountDevice(user.clone(), device, unix_ms(now));
         self.call_for_json(request, JsonStep::Devices(DevicesStep::Remove { user, device }), reply_to);
     }
 
@@ -172,9 +174,10 @@ impl Machine {
                     }
                 }
             }
-            (DevicesStep::Remove { user, device }, Ok(_)) => {
+            (DevicesStep::Remove { user, device }, Ok(removed)) => {
                 self.accept(reply_to, &Empty {});
                 self.on_device_removed(&user, device);
+                self.on_removed(Delivered::Expired, Ok(removed));
             }
             (DevicesStep::ListIdentity { user }, Ok(StoreReply::Account(Some(account)))) => {
                 let request = StoreRequest::AccountDevices(user.clone());

@@ -115,6 +115,18 @@ fn a_message_that_expires_is_reported_as_expired() {
 }
 
 #[test]
+fn what_a_removed_device_has_not_acknowledged_is_reported_as_expired() {
+    let mut pair = Pair::new();
+    pair.server.ok(pair.alice, &follow(0));
+    pair.send(0..2, 10);
+    let bob = pair.server.log_in("bob", 12);
+    pair.server.ok(bob, &Request::RemoveDevice(DeviceNumber { device: pair.number }));
+    let receipts = pair.server.events(pair.alice);
+    let states: Vec<_> = receipts.iter().map(|receipt| [&receipt["state"], &receipt["message_id"]]).collect();
+    assert_eq!(states, [[&json!("expired"), &json!("m0")], [&json!("expired"), &json!("m1")]]);
+}
+
+#[test]
 fn at_most_a_thousand_messages_wait_for_an_acknowledgement() {
     let mut pair = Pair::new();
     let bob = pair.server.log_in("bob", 12);

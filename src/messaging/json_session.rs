@@ -224,7 +224,7 @@ impl Machine {
             Request::SetPassword(set) => self.handle_set_password(now, reply_to, user, set.password),
             Request::AddDevice(device) => self.handle_add_account_device(now, reply_to, user, device),
             Request::RemoveDevice(number) => {
-                self.handle_remove_account_device(reply_to, user, AccountDeviceId(number.device));
+                self.handle_remove_account_device(now, reply_to, user, AccountDeviceId(number.device));
             }
             Request::Devices(other) => self.handle_devices(now, reply_to, &other.party),
             Request::Contacts(_) => self.handle_contacts(reply_to, user),
@@ -292,6 +292,7 @@ impl Machine {
             JsonStep::Acknowledge { .. } => self.on_removed(Delivered::Acknowledged, result),
             JsonStep::Devices(DevicesStep::Remove { user, device }) if result.is_ok() => {
                 self.on_device_removed(&user, device);
+                self.on_removed(Delivered::Expired, result);
             }
             JsonStep::Contacts(_) | JsonStep::Devices(_) | JsonStep::Login(_) | JsonStep::Fetch { .. } => {}
         }

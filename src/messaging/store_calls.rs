@@ -17,7 +17,9 @@ pub(super) fn call_store(store: &dyn Store, request: StoreRequest) -> StoreFutur
         StoreRequest::InsertAccountDevice(device) => {
             reply(store.insert_account_device(device), StoreReply::AccountDevice)
         }
-        StoreRequest::RemoveAccountDevice(name, device) => done(store.remove_account_device(&name, device)),
+        StoreRequest::RemoveAccountDevice(name, device, now_ms) => {
+            reply(store.remove_account_device(&name, device, now_ms), StoreReply::Removed)
+        }
         StoreRequest::LegacyDevice(id) => reply(store.legacy_device(&id), StoreReply::LegacyDevice),
         StoreRequest::InsertLegacyDevice(device) => done(store.insert_legacy_device(device)),
         StoreRequest::UpdateLegacyDevice(device) => done(store.update_legacy_device(device)),

@@ -20,8 +20,8 @@ pub enum StoreRequest {
     AccountDevices(String),
     /// Adds a device to an account.
     InsertAccountDevice(NewAccountDevice),
-    /// Removes a device of an account.
-    RemoveAccountDevice(String, AccountDeviceId),
+    /// Removes a device of an account, at this time.
+    RemoveAccountDevice(String, AccountDeviceId, u64),
     /// The legacy device of this id.
     LegacyDevice(String),
     /// Creates a legacy device.
@@ -90,6 +90,6 @@ pub enum StoreReply {
     Appended(Vec<Appended>),
     /// To [`StoreRequest::Messages`].
     Messages(Vec<StoredMessage>),
-    /// To [`StoreRequest::Acknowledge`] and [`StoreRequest::Expire`].
+    /// To [`StoreRequest::Acknowledge`], [`StoreRequest::Expire`] and [`StoreRequest::RemoveAccountDevice`].
     Removed(Removed),
 }

@@ -121,15 +121,24 @@ impl Store for MemoryStore {
         self.call(|tables| Ok(tables.devices_of(account).cloned().collect()))
     }
 
-    fn remove_account_device(&self, account: &str, device: AccountDeviceId) -> StoreFuture<()> {
+    fn remove_account_device(
+        &self,
+        account: &str,
+        device: AccountDeviceId,
+        now_ms: u64,
+    ) -> StoreFuture<Removed> {
         self.call(|tables| {
             if !tables.devices_of(account).any(|known| known.id == device) {
                 return Err(StoreError::NotFound);
             }
-            if let Some(removed) = tables.account_devices.remove(&device) {
-                tables.mailboxes.remove(&removed.mailbox);
-            }
-            Ok(())
+            let Some(AccountDevice { mailbox, .. }) = tables.account_devices.remove(&device) else {
+                return Err(StoreError::NotFound);
+            };
+            let stored = tables.mailboxes.get(&mailbox).map(|contents| &contents.messages);
+            let due = stored.into_iter().flatten().map(|(sequence, _)| (mailbox, *sequence)).collect();
+            let removed = tables.remove_messages(due, MessageKind::Expired, now_ms);
+            tables.mailboxes.remove(&mailbox);
+            Ok(removed)
         })
     }
 

@@ -7,7 +7,7 @@
 //!
 //! - A write is queued when the method is called: calls in order are writes in order. Dropping the future does not cancel the write.
 //! - The future of a write resolves after the commit that contains it is durable. A read sees every write that has resolved.
-//! - A call that returns an error has changed nothing. [`Store::acknowledge`] and [`Store::expire`] work in several transactions;
+//! - A call that returns an error has changed nothing. [`Store::acknowledge`], [`Store::expire`] and [`Store::remove_account_device`] work in several transactions;
 //!   after an error, what the earlier ones removed stays removed.
 //! - Time is an argument, in milliseconds since the Unix epoch.
 //!
@@ -83,8 +83,14 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Returns the devices of an account in the order of their creation.
     fn account_devices(&self, account: &str) -> StoreFuture<Vec<AccountDevice>>;
 
-    /// Removes a device of an account with its mailbox and what is in it. [`StoreError::NotFound`] if the account has no such device.
-    fn remove_account_device(&self, account: &str, device: AccountDeviceId) -> StoreFuture<()>;
+    /// Removes a device of an account with its mailbox. What is in it expires: the sending devices get receipts.
+    /// [`StoreError::NotFound`] if the account has no such device.
+    fn remove_account_device(
+        &self,
+        account: &str,
+        device: AccountDeviceId,
+        now_ms: u64,
+    ) -> StoreFuture<Removed>;
 
     /// Creates a legacy device. [`StoreError::Exists`] if the id is taken.
     fn insert_legacy_device(&self, device: LegacyDevice) -> StoreFuture<()>;

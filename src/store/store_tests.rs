@@ -82,6 +82,7 @@ for_every_store! {
     an_acknowledgement_removes_up_to_a_number_or_some_numbers,
     an_acknowledged_message_is_reported_to_the_sending_device,
     an_expired_message_is_removed_and_reported,
+    what_a_removed_device_has_not_acknowledged_is_reported_as_expired,
     receipts_enter_a_full_mailbox_up_to_twice_its_size,
     calls_take_effect_in_their_order_without_being_awaited,
 }
@@ -187,9 +188,9 @@ fn a_device_of_an_account_has_a_mailbox_until_it_is_removed(kind: Kind) {
     assert!((1..4).all(|n| !mailboxes[..n].contains(&mailboxes[n])), "{mailboxes:?}");
     assert_eq!(done(store.account_devices("alice")), [first.clone(), second.clone()]);
     done(store.append(message("bob", "hello", &[first.mailbox, second.mailbox])));
-    assert_fails!(store.remove_account_device("bob", first.id), StoreError::NotFound);
-    done(store.remove_account_device("alice", first.id));
-    assert_fails!(store.remove_account_device("alice", first.id), StoreError::NotFound);
+    assert_fails!(store.remove_account_device("bob", first.id, NOW), StoreError::NotFound);
+    assert_eq!(done(store.remove_account_device("alice", first.id, NOW)).messages, 1);
+    assert_fails!(store.remove_account_device("alice", first.id, NOW), StoreError::NotFound);
     assert_eq!(done(store.account_devices("alice")), std::slice::from_ref(&second));
     assert_fails!(store.mailbox(first.mailbox), StoreError::NotFound);
     assert_eq!(ids(&store, first.mailbox), [""; 0]);
@@ -540,7 +541,7 @@ fn an_acknowledged_message_is_reported_to_the_sending_device(kind: Kind) {
     let mut unanswered = message("alice", "other", &[bob.mailbox]);
     unanswered.sender_device = Some(alice.id);
     done(store.append(unanswered));
-    done(store.remove_account_device("alice", alice.id));
+    done(store.remove_account_device("alice", alice.id, NOW));
     let removed = done(store.acknowledge(bob.mailbox, Acknowledgement::UpTo(9), NOW));
     assert_eq!(removed, Removed { messages: 1, ..Removed::default() }, "the device is gone");
 }
@@ -565,6 +566,29 @@ fn an_expired_message_is_removed_and_reported(kind: Kind) {
     assert_eq!(done(store.expire(NOW + 1000)).messages, 2, "the other message, and the receipt");
     let receipt = &done(store.messages(alice.mailbox, 0, ALL))[0];
     assert_eq!((receipt.sequence, &*receipt.message_id), (2, "long"));
+}
+
+fn what_a_removed_device_has_not_acknowledged_is_reported_as_expired(kind: Kind) {
+    let store = kind.open();
+    let [alice, bob] = two_devices(&store);
+    for id in 0..600 {
+        let mut sent = message("alice", &id.to_string(), &[bob.mailbox]);
+        sent.sender_device = Some(alice.id);
+        done(store.append(sent));
+    }
+    let removed = done(store.remove_account_device("bob", bob.id, NOW));
+    assert_eq!(removed, Removed { messages: 600, notified: vec![alice.mailbox], dropped_receipts: 0 });
+    assert_fails!(store.mailbox(bob.mailbox), StoreError::NotFound);
+    assert_fails!(store.append(message("alice", "late", &[bob.mailbox])), StoreError::NotFound);
+    assert_eq!(done(store.messages(bob.mailbox, 0, ALL)), []);
+    let receipts = done(store.messages(alice.mailbox, 599, ALL));
+    assert_eq!((receipts.len(), receipts[0].kind), (1, MessageKind::Expired));
+    // A note to itself leaves nothing behind.
+    let mut note = message("alice", "note", &[alice.mailbox]);
+    note.sender_device = Some(alice.id);
+    done(store.append(note));
+    done(store.remove_account_device("alice", alice.id, NOW));
+    assert_eq!(done(store.messages(alice.mailbox, 0, ALL)), []);
 }
 
 fn receipts_enter_a_full_mailbox_up_to_twice_its_size(kind: Kind) {

@@ -117,18 +117,25 @@ pub(super) fn account_devices(
     rows(connection, statement, [account], read)
 }
 
+/// Removes a device, but not yet its mailbox, which is returned.
 pub(super) fn remove_account_device(
     connection: &Connection,
     account: &str,
     device: AccountDeviceId,
-) -> Result<(), StoreError> {
+) -> Result<MailboxId, StoreError> {
     let statement = "DELETE FROM account_devices WHERE id = ?1 AND account = ?2";
     change_one(connection, statement, params![device.0, account], StoreError::NotFound)?;
-    let statement = "DELETE FROM mailboxes WHERE device = ?1 RETURNING id";
-    let mailbox: i64 = connection.prepare_cached(statement)?.query_row([device.0], |row| row.get(0))?;
-    for statement in ["DELETE FROM messages WHERE mailbox = ?1", "DELETE FROM message_ids WHERE mailbox = ?1"]
-    {
-        connection.prepare_cached(statement)?.execute([mailbox])?;
+    let statement = "SELECT id FROM mailboxes WHERE device = ?1";
+    Ok(MailboxId(connection.prepare_cached(statement)?.query_row([device.0], |row| row.get(0))?))
+}
+
+pub(super) fn remove_mailbox(connection: &Connection, mailbox: MailboxId) -> Result<(), StoreError> {
+    for statement in [
+        "DELETE FROM mailboxes WHERE id = ?1",
+        "DELETE FROM messages WHERE mailbox = ?1",
+        "DELETE FROM message_ids WHERE mailbox = ?1",
+    ] {
+        connection.prepare_cached(statement)?.execute([mailbox.0])?;
     }
     Ok(())
 }

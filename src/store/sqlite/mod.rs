@@ -230,9 +230,13 @@ impl Store for SqliteStore {
         self.read(move |connection| accounts::account_devices(connection, &account))
     }
 
-    fn remove_account_device(&self, account: &str, device: AccountDeviceId) -> StoreFuture<()> {
-        let account = account.to_owned();
-        self.write(move |connection| accounts::remove_account_device(connection, &account, device))
+    fn remove_account_device(
+        &self,
+        account: &str,
+        device: AccountDeviceId,
+        now_ms: u64,
+    ) -> StoreFuture<Removed> {
+        removal::remove_account_device(Arc::clone(&self.shared), account.to_owned(), device, now_ms)
     }
 
     fn insert_legacy_device(&self, device: LegacyDevice) -> StoreFuture<()> {

@@ -3,11 +3,12 @@
 //! What is removed can be many rows. It is removed in several transactions, so that other writers do not wait for all of it.
 
 use super::Shared;
-use super::accounts::{parsed, rows};
+use super::accounts::{self, parsed, rows};
 use super::mailboxes::{NewRow, mailbox, number, to_number};
 use crate::limits::Limit;
 use crate::store::{
-    Acknowledgement, MailboxId, MessageKind, Party, Removed, StoreError, StoreFuture, StoreLimits,
+    AccountDeviceId, Acknowledgement, MailboxId, MessageKind, Party, Removed, StoreError, StoreFuture,
+    StoreLimits,
 };
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, params};
 use std::collections::BTreeMap;
@@ -138,6 +139,29 @@ pub(super) fn expire(shared: Arc<Shared>, now_ms: u64) -> StoreFuture<Removed> {
         let removed = removed.await?;
         in_chunks(later, move |connection, _| forget_ids(connection, now_ms)).await?;
         Ok(removed)
+    })
+}
+
+/// Removes a device, then what is in its mailbox, and the mailbox with the last of it. After a crash in between the rest expires.
+pub(super) fn remove_account_device(
+    shared: Arc<Shared>,
+    account: String,
+    device: AccountDeviceId,
+    now_ms: u64,
+) -> StoreFuture<Removed> {
+    let remove = move |connection: &Connection| accounts::remove_account_device(connection, &account, device);
+    let removed = shared.writer.submit(0, remove);
+    Box::pin(async move {
+        let mailbox = removed.await?;
+        let remove = move |connection: &Connection, limits: &StoreLimits| {
+            let due = due_up_to(connection, mailbox, u64::MAX)?;
+            let chunk = remove_messages(connection, limits, &due, MessageKind::Expired, now_ms)?;
+            if !chunk.is_full {
+                accounts::remove_mailbox(connection, mailbox)?;
+            }
+            Ok(chunk)
+        };
+        in_chunks(shared, remove).await
     })
 }
 
