@@ -35,6 +35,8 @@ const SLACK: usize = 3 * MAX_PACKET;
 const END: Duration = Duration::from_secs(140);
 /// A clock step of that time in milliseconds, while endpoints send or receive.
 const STEP: u64 = 500;
+/// The interval of refused Dials over their rate, in milliseconds.
+const DIAL_PACE: u64 = 100;
 
 /// The first byte chooses whether tokens are required. Events follow, each of one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
@@ -453,11 +455,16 @@ impl World {
             self.leave(at);
         }
         self.wait(1);
-        for _ in 0..ENDPOINTS * 40 {
+        for _ in 0..2 * MAX_EVENTS {
             let (sent, received) = (self.deliver(0, usize::MAX), self.drain(0, usize::MAX));
-            if !sent && !received {
+            if sent || received {
+                continue;
+            }
+            // An endpoint whose Dials were refused more often than the rate permits is read again after a while.
+            if !self.endpoints[0].as_ref().is_some_and(|endpoint| endpoint.next == ReadAction::Pause) {
                 break;
             }
+            self.wait(DIAL_PACE);
         }
         if let Some(endpoint) = &self.endpoints[0] {
             assert!(
