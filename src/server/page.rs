@@ -1,4 +1,4 @@
-//! Static HTTP resources: the start page, the client module for pages, and health checks.
+//! Static HTTP resources: the start page, the client modules for pages, and health checks.
 
 use axum::Router;
 use axum::http::{HeaderName, StatusCode, header};
@@ -7,7 +7,7 @@ use axum::routing::get;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Routes `/`, `/ginnel.js`, `/ginnel.d.ts`, `/healthz`, `/livez` and `/readyz`, which reports whether all listeners are open.
+/// Routes `/`, the modules `/ginnel.js` and `/messages.js` with their types, `/healthz`, `/livez` and `/readyz`, which reports whether all listeners are open.
 pub(super) fn router(ready: Arc<AtomicBool>) -> Router {
     let page = get(|| async { Html(include_str!("../../web/index.html")) }).options(options);
     let health = || get(|| async { "ok\n" }).options(options);
@@ -16,6 +16,8 @@ pub(super) fn router(ready: Arc<AtomicBool>) -> Router {
         .route("/", page)
         .route("/ginnel.js", get(|| module("text/javascript; charset=utf-8", CLIENT)))
         .route("/ginnel.d.ts", get(|| module("text/plain; charset=utf-8", CLIENT_TYPES)))
+        .route("/messages.js", get(|| module("text/javascript; charset=utf-8", MESSAGES)))
+        .route("/messages.d.ts", get(|| module("text/plain; charset=utf-8", MESSAGES_TYPES)))
         .route("/healthz", health())
         .route("/livez", health())
         .route("/readyz", readiness)
@@ -32,6 +34,8 @@ fn readiness(is_ready: bool) -> (StatusCode, &'static str) {
 
 const CLIENT: &str = include_str!("../../web/ginnel.js");
 const CLIENT_TYPES: &str = include_str!("../../web/ginnel.d.ts");
+const MESSAGES: &str = include_str!("../../web/messages.js");
+const MESSAGES_TYPES: &str = include_str!("../../web/messages.d.ts");
 
 /// Pages of any origin may import it; they revalidate it after each update of the server.
 async fn module(kind: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 4], &'static str) {

@@ -92,11 +92,13 @@ fn the_self_test_of_a_single_family_server_uses_that_family() {
 }
 
 #[test]
-fn the_client_module_and_its_types_are_served_to_pages_of_any_origin() {
+fn the_client_modules_and_their_types_are_served_to_pages_of_any_origin() {
     let test_server = TestServer::on_loopback("");
     for (path, kind, holds) in [
         ("/ginnel.js", "text/javascript; charset=utf-8", "export async function connect("),
         ("/ginnel.d.ts", "text/plain; charset=utf-8", "export function connect("),
+        ("/messages.js", "text/javascript; charset=utf-8", "export async function openMailbox("),
+        ("/messages.d.ts", "text/plain; charset=utf-8", "export function openMailbox("),
     ] {
         let (head, body) = fetch(test_server.address, path);
         let head = head.to_lowercase();

@@ -52,6 +52,7 @@ pub(crate) struct Browser {
 #[derive(Clone)]
 pub(crate) struct Tab {
     session: String,
+    target: Value,
 }
 
 impl Browser {
@@ -80,10 +81,16 @@ impl Browser {
         let target = self.command(None, "Target.createTarget", json!({ "url": "about:blank" })).await;
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let attached = self.command(None, "Target.attachToTarget", attach).await;
-        let tab = Tab { session: attached["sessionId"].as_str().unwrap().to_owned() };
+        let session = attached["sessionId"].as_str().unwrap().to_owned();
+        let tab = Tab { session, target: target["targetId"].clone() };
         let navigated = self.command(Some(&tab), "Page.navigate", json!({ "url": url })).await;
         assert!(navigated["errorText"].is_null(), "{url}: {navigated}");
         tab
+    }
+
+    /// Closes a tab, as a user would.
+    pub(crate) async fn close(&mut self, tab: &Tab) {
+        self.command(None, "Target.closeTarget", json!({ "targetId": tab.target })).await;
     }
 
     /// Evaluates an expression in a tab and waits for the value of its promise.

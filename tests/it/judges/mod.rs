@@ -4,6 +4,7 @@ mod chromium;
 mod client_module;
 mod devtools;
 mod longterm;
+mod messages;
 mod natdiscovery;
 mod node;
 mod pages;

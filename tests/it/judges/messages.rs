@@ -1,0 +1,172 @@
+//! `messages.js`, served by the server, in tabs of headless Chromium: end-to-end encrypted messages to tabs that close and open again.
+
+use serde_json::{Value, json};
+use std::net::Ipv4Addr;
+
+use super::client_module::TOOLS;
+use super::devtools::{Browser, Tab};
+use crate::test_server::{Lines, TestServer, free_ports};
+use crate::tools;
+
+fn messaging_server() -> TestServer {
+    let turn = format!("[messaging]\nenabled = true\nport = {}\n", free_ports());
+    TestServer::with(&[Ipv4Addr::LOCALHOST.into()], Lines { top: "workers = 1", turn: &turn })
+}
+
+/// A tab with the mailbox of a user.
+async fn open_mailbox(browser: &mut Browser, server: &TestServer, user: &str) -> Tab {
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    browser.evaluate(&tab, TOOLS).await;
+    let open = format!(
+        "(async () => {{
+           const {{ openMailbox }} = await import('/messages.js');
+           window.receipts = [];
+           window.refused = [];
+           window.mailbox = await openMailbox({{
+             user: '{user}',
+             onmessage: (message) => received.push(message),
+             onreceipt: (receipt) => receipts.push(receipt),
+             onrefused: (refusal) => refused.push(refusal),
+             onstate: (state) => states.push(state),
+           }});
+           return mailbox.user;
+         }})()"
+    );
+    assert_eq!(browser.evaluate(&tab, &open).await, user);
+    tab
+}
+
+async fn send(browser: &mut Browser, tab: &Tab, to: &str, text: &str) -> Value {
+    browser.evaluate(tab, &format!("mailbox.send('{to}', {})", json!(text))).await
+}
+
+async fn wait(browser: &mut Browser, tab: &Tab, holds: &str) {
+    assert_eq!(browser.evaluate(tab, &format!("until(() => {holds})")).await, true);
+}
+
+async fn texts(browser: &mut Browser, tab: &Tab) -> Value {
+    browser.evaluate(tab, "received.map(({ from, text, encrypted }) => [from, text, encrypted])").await
+}
+
+#[tokio::test]
+async fn two_tabs_exchange_encrypted_messages_while_one_is_closed_and_opened_again() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let server = messaging_server();
+    let mut browser = Browser::start();
+    let alice = open_mailbox(&mut browser, &server, "alice").await;
+    let bob = open_mailbox(&mut browser, &server, "bob").await;
+    let sent = send(&mut browser, &alice, "bob", "héllo bob").await;
+    assert_eq!((&sent["state"], &sent["encrypted"]), (&json!("stored"), &json!(true)), "{sent}");
+    wait(&mut browser, &bob, "received.length === 1").await;
+    assert_eq!(texts(&mut browser, &bob).await, json!([["user:alice", "héllo bob", true]]));
+    send(&mut browser, &bob, "alice", "hello alice").await;
+    wait(&mut browser, &alice, "received.length === 1 && receipts.length === 1").await;
+    let receipt = browser.evaluate(&alice, "receipts[0]").await;
+    assert_eq!((&receipt["id"], &receipt["state"]), (&sent["id"], &json!("delivered")), "{receipt}");
+    // Each sees the fingerprint that the other has.
+    let own = browser.evaluate(&bob, "mailbox.fingerprint").await;
+    assert_eq!(browser.evaluate(&alice, "mailbox.fingerprintOf('bob')").await, own);
+
+    browser.close(&bob).await;
+    for number in 1..=3 {
+        let sent = send(&mut browser, &alice, "bob", &format!("while you were away {number}")).await;
+        assert_eq!(sent["state"], "stored", "{sent}");
+    }
+    let bob = open_mailbox(&mut browser, &server, "bob").await;
+    wait(&mut browser, &bob, "received.length === 3").await;
+    let expected: Vec<Value> =
+        (1..=3).map(|number| json!(["user:alice", format!("while you were away {number}"), true])).collect();
+    assert_eq!(texts(&mut browser, &bob).await, json!(expected));
+    wait(&mut browser, &alice, "receipts.length === 4").await;
+    assert_eq!(browser.evaluate(&alice, "refused.length").await, 0);
+
+    // What was acknowledged does not come again, and the server has nothing in plaintext.
+    browser.close(&bob).await;
+    let bob = open_mailbox(&mut browser, &server, "bob").await;
+    send(&mut browser, &alice, "bob", "the last one").await;
+    wait(&mut browser, &bob, "received.length > 0").await;
+    assert_eq!(texts(&mut browser, &bob).await, json!([["user:alice", "the last one", true]]));
+    let stored = std::fs::read_dir(server.state()).unwrap().map(|entry| entry.unwrap().path());
+    for file in stored.filter(|path| path.is_file()) {
+        let bytes = std::fs::read(&file).unwrap();
+        let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(!holds("while you were") && !holds("the last one"), "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn a_tab_sends_after_the_server_has_restarted() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let mut server = messaging_server();
+    let mut browser = Browser::start();
+    let alice = open_mailbox(&mut browser, &server, "alice").await;
+    let bob = open_mailbox(&mut browser, &server, "bob").await;
+    send(&mut browser, &alice, "bob", "before").await;
+    wait(&mut browser, &bob, "received.length === 1").await;
+    server.restart();
+    for tab in [&alice, &bob] {
+        wait(&mut browser, tab, "states.join() === 'online,offline,online'").await;
+    }
+    send(&mut browser, &alice, "bob", "after").await;
+    wait(&mut browser, &bob, "received.length === 2").await;
+    assert_eq!(
+        texts(&mut browser, &bob).await,
+        json!([["user:alice", "before", true], ["user:alice", "after", true]])
+    );
+}
+
+/// Puts itself between the page and the server, and changes what the server answers, once.
+const MALICIOUS: &str = "window.tamper = (change) => {
+    const parse = JSON.parse;
+    JSON.parse = (text) => {
+      const object = parse(text);
+      change(object);
+      return object;
+    };
+    window.honest = () => (JSON.parse = parse);
+  };
+  window.caught = (promise) => promise.then(() => 'sent', ({ kind, message }) => kind + ': ' + message);
+  true";
+
+#[tokio::test]
+async fn a_page_sends_nothing_by_a_server_that_swaps_keys() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let server = messaging_server();
+    let mut browser = Browser::start();
+    let alice = open_mailbox(&mut browser, &server, "alice").await;
+    let bob = open_mailbox(&mut browser, &server, "bob").await;
+    let eve = open_mailbox(&mut browser, &server, "eve").await;
+    send(&mut browser, &alice, "bob", "first").await;
+    send(&mut browser, &alice, "eve", "first").await;
+    wait(&mut browser, &eve, "received.length === 1").await;
+    browser.evaluate(&alice, MALICIOUS).await;
+    for (change, reason) in [
+        (
+            "(object) => object.devices?.forEach((device) => (device.encryption_key = device.signing_key))",
+            "not signed by its identity key",
+        ),
+        ("(object) => { if (object.devices) object.identity_key = btoa('x'.repeat(32)) }", "has changed"),
+        ("(object) => { if (object.devices) object.devices = [] }", "nothing is sent in plaintext"),
+        ("(object) => { if (object.devices) object.legacy = true }", "nothing is sent in plaintext"),
+    ] {
+        browser.evaluate(&alice, &format!("tamper({change}); true")).await;
+        let outcome = browser.evaluate(&alice, "caught(mailbox.send('bob', 'secret'))").await;
+        let outcome = outcome.as_str().unwrap();
+        assert!(outcome.starts_with("untrusted: ") && outcome.contains(reason), "{change}: {outcome}");
+        browser.evaluate(&alice, "honest(); true").await;
+    }
+    // Mail under another name, in the way it arrives.
+    browser.evaluate(&bob, MALICIOUS).await;
+    let rename = "tamper((object) => { if (object.type === 'message') object.from = 'user:alice' }); true";
+    browser.evaluate(&bob, rename).await;
+    send(&mut browser, &eve, "bob", "I am alice").await;
+    wait(&mut browser, &bob, "refused.length === 1").await;
+    assert_eq!(browser.evaluate(&bob, "refused[0].reason").await, "another sender has signed it");
+    assert_eq!(texts(&mut browser, &bob).await, json!([["user:alice", "first", true]]));
+}
