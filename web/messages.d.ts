@@ -37,7 +37,7 @@ export class MessagesError extends Error {
 
 /** A message that was received. */
 export interface Message {
-  /** `user:NAME`, or `device:ID` for a device of the TCP protocol. */
+  /** `user:NAME`, or `dev:ID` for a device of the TCP protocol. */
   readonly from: string;
   readonly id: string;
   readonly text: string;

@@ -276,7 +276,7 @@ class Connection {
 
 // --- the mailbox -------------------------------------------------------------------------------------------------------------------
 
-const party = (name) => (/^(user|device):/.test(name) ? name : `user:${name}`);
+const party = (name) => (/^(user|dev):/.test(name) ? name : `user:${name}`);
 
 /** Opens the mailbox of a user in this browser; registers the user, with keys made here, if the browser has none for that name. */
 export async function openMailbox({
@@ -459,7 +459,10 @@ class Mailbox {
     if (pinned && (!identity || answer.legacy || answer.devices.length === 0)) {
       throw new MessagesError("untrusted", `${recipient} had keys before, and the server no longer returns them: nothing is sent in plaintext`);
     }
-    if (!identity || answer.devices.length === 0) return [];
+    if (!identity) return [];
+    if (answer.devices.length === 0) {
+      throw new MessagesError("untrusted", `${recipient} has an identity key and no device: nothing is sent in plaintext`);
+    }
     if (pinned && !isSame(pinned, identity)) {
       throw new MessagesError("untrusted", `the identity key of ${recipient} has changed: ${await fingerprint(identity)}`);
     }
