@@ -233,6 +233,13 @@ impl Machine {
             | (JsonLoginStep::Insert(_), Err(StoreError::Exists)) => {
                 self.refuse_request(reply_to, ErrorCode::NameTaken, "the name is taken");
             }
+            (JsonLoginStep::Insert(_), Err(StoreError::LimitExceeded)) => {
+                self.refuse_request(
+                    reply_to,
+                    ErrorCode::RegistrationClosed,
+                    "as many accounts as it may have",
+                );
+            }
             (JsonLoginStep::Name(registration), Ok(StoreReply::Account(None))) => {
                 match registration.password.clone() {
                     Some(password) => {
@@ -390,11 +397,9 @@ impl Machine {
         if is_device {
             self.on_came(&party);
         }
+        self.forget_watch(connection);
         let Some(session) = self.json_sessions.get_mut(&connection) else { return };
-        let (before, watch) = (session.access.replace(access), session.watch.take());
-        if let Some(watch) = watch {
-            self.forget_watches(connection, watch.parties.iter());
-        }
+        let before = session.access.replace(access);
         if let Some(before) = before {
             self.forget_access(connection, &before);
         }

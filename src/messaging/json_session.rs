@@ -271,7 +271,7 @@ impl Machine {
     ) {
         let connection = reply_to.connection;
         if !self.json_sessions.contains_key(&connection) {
-            self.on_result_without_session(step, result);
+            self.on_result_without_session(now, step, result);
             return self.done(&reply_to);
         }
         match step {
@@ -286,7 +286,12 @@ impl Machine {
     }
 
     /// Does what concerns others when the client is gone: writes are done whether it waits for them or not.
-    fn on_result_without_session(&mut self, step: JsonStep, result: Result<StoreReply, StoreError>) {
+    fn on_result_without_session(
+        &mut self,
+        now: Now,
+        step: JsonStep,
+        result: Result<StoreReply, StoreError>,
+    ) {
         match step {
             JsonStep::Send(step) => drop(self.deliver(&step, result)),
             JsonStep::Acknowledge { .. } => self.on_removed(Delivered::Acknowledged, result),
@@ -294,6 +299,7 @@ impl Machine {
                 self.on_device_removed(&user, device);
                 self.on_removed(Delivered::Expired, result);
             }
+            JsonStep::Contacts(step) if result.is_ok() => self.on_contacts_stored_without_session(now, &step),
             JsonStep::Contacts(_) | JsonStep::Devices(_) | JsonStep::Login(_) | JsonStep::Fetch { .. } => {}
         }
     }

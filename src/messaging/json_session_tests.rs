@@ -225,6 +225,9 @@ fn a_registration_is_refused_where_it_is_closed_or_something_is_missing() {
         Server::with(Config { registration: false, ..Config::default() }, StoreLimits::default());
     let client = server.websocket();
     server.refused(client, &registration(client, "alice", 1), "registration_closed");
+    let mut server = Server::with(Config::default(), StoreLimits { parties: 0, ..StoreLimits::default() });
+    let client = server.websocket();
+    server.refused(client, &registration(client, "alice", 1), "registration_closed");
     let mut server = Server::new();
     let client = server.websocket();
     let Request::Register(whole) = registration(client, "alice", 1) else { panic!() };
@@ -510,6 +513,23 @@ fn logins_registrations_and_look_ups_of_one_network_are_limited_and_others_are_s
         (0..600).map(|_| server.ask(other, &devices("user:alice"))["code"].clone()).collect();
     assert_eq!(answers.iter().filter(|code| **code == "try_again_later").count(), 100);
     assert!(server.machine.counters().throttled >= 102);
+}
+
+#[test]
+fn signatures_of_all_clients_together_are_limited() {
+    let mut server = Server::new();
+    server.register_device("alice", 1);
+    let wrong = FixedBytes([0; 64]);
+    let proof = LoginProof::Device { key: FixedBytes(key(2).public()), signature: wrong };
+    let login = Request::Login(Login { user: "alice".to_owned(), proof });
+    let mut codes = Vec::new();
+    for network in 0..2100 {
+        let client = server.websocket_from(&format!("198.18.{}.{}", network / 200, network % 200), false);
+        codes.push(server.ask(client, &login)["code"].clone());
+        server.machine.handle_closed(client.id);
+    }
+    assert_eq!(codes.iter().filter(|code| **code == "wrong_credentials").count(), 1999);
+    assert_eq!(codes.iter().filter(|code| **code == "try_again_later").count(), 101);
 }
 
 #[test]

@@ -598,6 +598,11 @@ impl Machine {
         self.held_bytes
     }
 
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     pub(super) fn release_bytes(&mut self, bytes: usize) {
         self.held_bytes -= bytes;
     }

@@ -33,7 +33,8 @@ pub mod counters;
 pub mod crypto;
 #[cfg(feature = "messaging")]
 mod delivery;
-#[cfg(all(test, feature = "messaging"))]
+#[cfg(feature = "messaging")]
+#[cfg(test)]
 mod delivery_tests;
 #[cfg(feature = "messaging")]
 mod devices;
@@ -41,19 +42,25 @@ mod devices;
 pub(crate) mod dispatcher;
 #[cfg(feature = "messaging")]
 mod follow;
-#[cfg(all(test, feature = "messaging"))]
+#[cfg(feature = "messaging")]
+#[cfg(test)]
 mod follow_tests;
 #[cfg(feature = "messaging")]
 mod job_pool;
 #[cfg(feature = "messaging")]
 mod json_login;
 #[cfg(feature = "messaging")]
+#[cfg(test)]
+mod json_model_tests;
+#[cfg(feature = "messaging")]
 mod json_sending;
-#[cfg(all(test, feature = "messaging"))]
+#[cfg(feature = "messaging")]
+#[cfg(test)]
 mod json_sending_tests;
 #[cfg(feature = "messaging")]
 mod json_session;
-#[cfg(all(test, feature = "messaging"))]
+#[cfg(feature = "messaging")]
+#[cfg(test)]
 mod json_session_tests;
 #[allow(dead_code)]
 pub(crate) mod json_wire;
@@ -63,7 +70,8 @@ mod json_wire_tests;
 mod login;
 #[cfg(feature = "messaging")]
 pub mod machine;
-#[cfg(all(test, feature = "messaging"))]
+#[cfg(feature = "messaging")]
+#[cfg(test)]
 mod machine_tests;
 #[cfg(feature = "messaging")]
 mod outbox;
@@ -71,7 +79,8 @@ mod outbox;
 pub mod password;
 #[cfg(feature = "messaging")]
 mod presence;
-#[cfg(all(test, feature = "messaging"))]
+#[cfg(feature = "messaging")]
+#[cfg(test)]
 mod presence_tests;
 #[cfg(feature = "messaging")]
 mod rates;

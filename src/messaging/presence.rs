@@ -107,16 +107,29 @@ impl Machine {
             (ContactsStep::Add { .. }, Err(StoreError::LimitExceeded)) => {
                 self.refuse_request(reply_to, ErrorCode::TooManyContacts, "remove a contact first");
             }
-            (ContactsStep::Watch, Ok(StoreReply::Contacts(mutual))) => {
+            (ContactsStep::Watch, Ok(StoreReply::Contacts(mutual)))
+                if self.watches + mutual.len() <= MAX_WATCHES =>
+            {
                 let connection = reply_to.connection;
-                if self.watches + mutual.len() > MAX_WATCHES {
-                    Limit::MessagingWatches.reached(MAX_WATCHES);
-                    return self.refuse_request(reply_to, ErrorCode::TryAgainLater, TRY_AGAIN);
-                }
                 self.accept(reply_to, &Empty {});
                 self.set_watches(connection, mutual);
             }
+            (ContactsStep::Watch, result) => {
+                self.forget_watch(reply_to.connection);
+                if let Err(error) = result {
+                    return self.refuse_failed(reply_to, Some(&error));
+                }
+                Limit::MessagingWatches.reached(MAX_WATCHES);
+                self.refuse_request(reply_to, ErrorCode::TryAgainLater, TRY_AGAIN);
+            }
             (_, result) => self.refuse_failed(reply_to, result.err().as_ref()),
+        }
+    }
+
+    /// Handles the result of a change of contacts whose client is gone.
+    pub(super) fn on_contacts_stored_without_session(&mut self, now: Now, step: &ContactsStep) {
+        if let ContactsStep::Add { owner, contact } | ContactsStep::Remove { owner, contact } = step {
+            self.on_contacts_changed(now, owner, contact);
         }
     }
 
@@ -179,7 +192,11 @@ impl Machine {
         let Some(session) = self.json_sessions.get_mut(&connection) else { return };
         let Some(watch) = &mut session.watch else { return };
         watch.is_reading = false;
-        let mutual: BTreeSet<_> = mutual.into_iter().collect();
+        let mut mutual: BTreeSet<_> = mutual.into_iter().collect();
+        if self.watches + mutual.len() > MAX_WATCHES + watch.parties.len() {
+            Limit::MessagingWatches.reached(MAX_WATCHES);
+            mutual.retain(|party| watch.parties.contains(party));
+        }
         let before = std::mem::take(&mut watch.parties);
         let (added, removed): (Vec<_>, Vec<_>) =
             (mutual.difference(&before).cloned().collect(), before.difference(&mutual).cloned().collect());
@@ -195,6 +212,14 @@ impl Machine {
                     self.send_event(connection, &Event::Presence { party: party.to_string(), online });
                 }
             }
+        }
+    }
+
+    /// Ends what a connection watches.
+    pub(super) fn forget_watch(&mut self, connection: ConnectionId) {
+        let watch = self.json_sessions.get_mut(&connection).and_then(|session| session.watch.take());
+        if let Some(watch) = watch {
+            self.forget_watches(connection, watch.parties.iter());
         }
     }
 

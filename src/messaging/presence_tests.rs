@@ -4,6 +4,7 @@ use super::config::Config;
 use super::json_session_tests::WebSocket;
 use super::json_wire::*;
 use super::machine_tests::Server;
+use super::presence::MAX_WATCHES;
 use crate::store::StoreLimits;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -154,6 +155,59 @@ fn a_change_while_contacts_are_read_is_read_again() {
     server.events(alice);
     server.wait(Duration::from_secs(1));
     assert_eq!(server.events(alice), [presence("user:bob", false)]);
+}
+
+#[test]
+fn a_contact_that_a_client_removes_as_it_goes_sees_nothing_of_it_any_more() {
+    let mut server = friends();
+    let (alice, bob) = (server.log_in("alice", 2), server.log_in("bob", 12));
+    server.watch(bob);
+    server.events(bob);
+    server.is_paused = true;
+    server.text(alice, &remove("user:bob").to_frame(1));
+    server.machine.handle_closed(alice.id);
+    server.drain();
+    server.resume();
+    server.events(bob);
+    server.wait(Duration::from_secs(1));
+    server.log_in("alice", 2);
+    assert!(server.events(bob).is_empty());
+}
+
+#[test]
+fn a_watch_that_fails_is_none() {
+    let mut server = friends();
+    let alice = server.log_in("alice", 2);
+    server.is_paused = true;
+    server.text(alice, &Request::Watch(Empty {}).to_frame(1));
+    let super::machine::Output::Store { id, .. } = server.kept.remove(0) else { panic!() };
+    server.machine.handle_store_result(server.now, id, Err(crate::store::StoreError::Overloaded));
+    server.drain();
+    assert_eq!(server.answer(alice, 1)["code"], "try_again_later");
+    server.is_paused = false;
+    server.log_in("bob", 12);
+    assert!(server.events(alice).is_empty());
+    server.watch(alice);
+    assert_eq!(server.events(alice), [presence("user:bob", true)]);
+}
+
+#[test]
+fn all_clients_together_watch_a_limited_number_of_contacts() {
+    let mut server = friends();
+    let alice = server.log_in("alice", 2);
+    server.machine.watches += MAX_WATCHES;
+    server.refused(alice, &Request::Watch(Empty {}), "try_again_later");
+    server.machine.watches -= MAX_WATCHES;
+    server.watch(alice);
+    let carol = server.log_in("carol", 22);
+    server.machine.watches += MAX_WATCHES;
+    server.ok(alice, &add("user:carol"));
+    server.wait(Duration::from_secs(1));
+    assert!(server.events(alice).is_empty(), "a contact that is added is not watched");
+    server.ok(alice, &remove("user:bob"));
+    server.wait(Duration::from_secs(1));
+    assert_eq!(server.machine.watches, MAX_WATCHES);
+    server.machine.handle_closed(carol.id);
 }
 
 #[test]

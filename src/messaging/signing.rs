@@ -53,8 +53,8 @@ pub(crate) enum Statement<'a> {
 impl Statement<'_> {
     /// Returns the bytes that are signed.
     #[must_use]
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        match *self {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        match self {
             Self::Device { user, signing_key, encryption_key } => {
                 encode("ginnel device key v1", &[user.as_bytes(), signing_key, encryption_key])
             }

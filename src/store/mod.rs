@@ -7,8 +7,8 @@
 //!
 //! - A write is queued when the method is called: calls in order are writes in order. Dropping the future does not cancel the write.
 //! - The future of a write resolves after the commit that contains it is durable. A read sees every write that has resolved.
-//! - A call that returns an error has changed nothing. [`Store::acknowledge`], [`Store::expire`] and [`Store::remove_account_device`] work in several transactions;
-//!   after an error, what the earlier ones removed stays removed.
+//! - A call that returns an error has changed nothing. [`Store::acknowledge`], [`Store::expire`] and [`Store::remove_account_device`]
+//!   work in several transactions; after an error, what the earlier ones removed stays removed.
 //! - Time is an argument, in milliseconds since the Unix epoch.
 //!
 //! # Mailboxes
