@@ -254,7 +254,7 @@ mod tests {
         drop(SqliteStore::open(&path, SqliteConfig::default()).unwrap());
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let error = SqliteStore::open(&path, SqliteConfig::default()).unwrap_err();
-        assert!(matches!(error, OpenError::NewerVersion { found: 99, supported: 2, .. }), "{error:?}");
+        assert!(matches!(error, OpenError::NewerVersion { found: 99, supported: 3, .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("messages.db") && text.contains("99") && text.contains("newer"), "{text}");
         assert_eq!(version(&path), 99);
