@@ -84,6 +84,11 @@ impl Outbox {
         if is_sent { Pushed::Queued } else { Pushed::Congested }
     }
 
+    /// Returns whether the connection is congested and has not sent anything since.
+    pub(super) fn is_congested(&self) -> bool {
+        self.shared.is_congested.load(Ordering::SeqCst)
+    }
+
     /// Lets the connection close after what is queued.
     pub(super) fn finish(&self) {
         self.queue.finish(());
@@ -146,6 +151,17 @@ mod tests {
         assert_eq!(outgoing.next().await.unwrap(), "last");
         outgoing.sent(4);
         assert_eq!(outgoing.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_congested_again_by_what_is_queued_after_it_has_sent() {
+        let all = Arc::default();
+        let (outbox, mut outgoing) = ends(1_000_000, 1_000_000, &all);
+        assert_eq!(outbox.push(vec![0; 70_000].into()), Pushed::Congested);
+        outgoing.next().await.unwrap();
+        assert!(outbox.is_congested() && outgoing.sent(70_000) && !outbox.is_congested());
+        assert_eq!(outbox.push(vec![0; 70_000].into()), Pushed::Congested);
+        assert!(outbox.is_congested(), "although the service has not handled the first one yet");
     }
 
     #[tokio::test]

@@ -331,7 +331,12 @@ impl MachineTask {
             Event::Frame { connection, data } => self.machine.handle_frame(now(), connection, data),
             Event::Text { connection, text } => self.machine.handle_text(now(), connection, text),
             Event::Alive { connection } => self.machine.handle_alive(now(), connection),
-            Event::Drained { connection } => self.machine.handle_drained(now(), connection),
+            Event::Drained { connection } => {
+                // Frames may have been queued since: then they are drained later.
+                if self.links.get(&connection).is_some_and(|link| !link.outbox.is_congested()) {
+                    self.machine.handle_drained(now(), connection);
+                }
+            }
             Event::Finished { connection } => {
                 if let Some(link) = self.links.get(&connection) {
                     link.outbox.finish();
