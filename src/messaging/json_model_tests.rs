@@ -192,10 +192,10 @@ impl Model {
             self.apply(Op::Deliver(0));
         }
         self.server.is_paused = false;
-        for user in 0..USERS.len() {
+        for (user, name) in USERS.into_iter().enumerate() {
             self.server.machine.handle_closed(self.users[user].client.id);
             self.server.drain();
-            let client = self.server.log_in(USERS[user], u8::try_from(10 * user + 2).unwrap());
+            let client = self.server.log_in(name, u8::try_from(10 * user + 2).unwrap());
             (self.users[user].client, self.users[user].last_of_connection) = (client, 0);
             self.server.ok(client, &Request::Follow(Follow { after: 0 }));
             self.read(user);

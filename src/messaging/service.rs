@@ -10,6 +10,7 @@ use super::outbox::{Outbox, Pushed};
 use super::password::{PasswordError, Passwords};
 use super::store_calls::call_store;
 use super::store_request::{StoreReply, StoreRequest};
+use crate::dataplane::stream_limits::CLOSE_TIME;
 use crate::limits::{NetworkPrefix, QueueBounds, QueueReceiver, QueueSender, Quota, queue};
 use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time::now;
@@ -21,7 +22,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 
 /// What waits for the machine.
 const EVENTS: QueueBounds = QueueBounds { items: 4096, bytes: 16 << 20 };
@@ -305,12 +307,25 @@ impl MachineTask {
                 self.drain();
             }
         }
+        self.end(closing).await;
+    }
+
+    /// Tells the clients that the server ends, and gives them time to read it.
+    async fn end(mut self, mut closing: UnboundedReceiver<ConnectionId>) {
+        let mut open: HashSet<_> = self.links.keys().copied().collect();
         self.machine.handle_shutdown();
         self.drain();
-        // Clients learn at once that the server ends.
         for link in self.links.values() {
             link.outbox.finish();
         }
+        let all_closed = async {
+            while !open.is_empty()
+                && let Some(connection) = closing.recv().await
+            {
+                open.remove(&connection);
+            }
+        };
+        let _ = timeout(CLOSE_TIME, all_closed).await;
     }
 
     fn handle(&mut self, event: Event, events: &QueueReceiver<Event>) {
