@@ -10,6 +10,7 @@
 //! | [`turn_server`] | the TURN server's state machine ([RFC 8656](https://www.rfc-editor.org/rfc/rfc8656)), [`Relay`] |
 //! | [`signaling`] | signalling by tag, token and notify; its state machine, [`Hub`] |
 //! | [`gateway`] | virtual connections; [`gateway::client`] dials and accepts them |
+//! | [`ice`] | the ICE agent's state machine ([RFC 8445](https://www.rfc-editor.org/rfc/rfc8445)), [`ice::IceAgent`] |
 //! | [`agent`] | the ICE peer, [`Agent`] |
 //! | [`server`] | all services on their ports, [`Server`] |
 //!
@@ -63,6 +64,8 @@ mod config;
 mod dataplane;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod gateway;
+#[cfg(feature = "agent")]
+pub mod ice;
 #[cfg(any(feature = "server", feature = "cli"))]
 mod ids;
 #[cfg(all(feature = "server", feature = "load"))]

@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "src/stun/",
     "src/stun_server/",
     "src/turn_server/",
+    "src/ice/",
     "src/ids.rs",
     "src/clock.rs",
     "src/clock/",

@@ -1,0 +1,450 @@
+//! [`IceAgent`]: its inputs, timers and pacing.
+
+use super::binding::{Check, Nomination};
+use super::candidate::Candidate;
+use super::credentials::IceCredentials;
+use super::generation::Generation;
+use super::pair::{Pair, PairKey, PairState};
+use crate::stun::{Class, Message, Method, TransactionId};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Between two checks of any pairs: in the first round, and later (Ta of RFC 8445 section 14.2).
+const FIRST_PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(50);
+/// Between two checks of the selected pair (RFC 7675 section 5.1), of the best others, and of the rest: NAT mappings stay open.
+const SELECTED_INTERVAL: Duration = Duration::from_secs(5);
+const BACKUP_INTERVAL: Duration = Duration::from_secs(10);
+const SPARE_INTERVAL: Duration = Duration::from_secs(60);
+/// How many pairs besides the selected one are kept open.
+const BACKUPS: usize = 3;
+/// RFC 8863: an agent is patient for this long before it fails.
+const PATIENCE: Duration = Duration::from_millis(39_500);
+
+/// The role of an agent (RFC 8445 section 6.1.1). Roles that conflict are repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IceRole {
+    /// It nominates pairs; usually the side that made the offer.
+    Controlling,
+    /// It follows nominations.
+    Controlled,
+}
+
+impl IceRole {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Controlling => Self::Controlled,
+            Self::Controlled => Self::Controlling,
+        }
+    }
+}
+
+/// The state of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IceState {
+    /// No pair has answered.
+    Checking,
+    /// A pair is selected and answers.
+    Connected,
+    /// The selected pair is silent, and no other one answers. Checks go on.
+    Disconnected,
+    /// As before or [`IceState::Checking`], for 39.5 s (RFC 8863) and with all the peer's candidates. Checks go on, at a falling rate.
+    Failed,
+}
+
+/// The settings of an [`IceAgent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IceConfig {
+    /// The role at the start.
+    pub role: IceRole,
+    /// Whether the peer has the ICE option `renomination`, as all agents of this module do. A browser does not: its checks then count as signs
+    /// of life.
+    pub renomination: bool,
+}
+
+impl IceConfig {
+    /// Takes the role; the peer is an agent of this module.
+    #[must_use]
+    pub fn new(role: IceRole) -> Self {
+        Self { role, renomination: true }
+    }
+}
+
+/// A message to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IceTransmit {
+    /// The local address: base of a host candidate, or a relayed address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// The message.
+    pub bytes: Vec<u8>,
+}
+
+/// A pair that carries data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SelectedPair {
+    /// The local candidate.
+    pub local: Candidate,
+    /// The peer's candidate.
+    pub remote: Candidate,
+    /// The smoothed round trip time of its checks.
+    pub round_trip: Option<Duration>,
+}
+
+/// An event for the caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IceEvent {
+    /// The state has changed.
+    State(IceState),
+    /// Data is sent on this pair from now on.
+    Selected(Box<SelectedPair>),
+    /// A role conflict was repaired; this is the role now.
+    Role(IceRole),
+    /// A STUN message from outside told the peer's view of a local base: its peer-reflexive address.
+    Mapped {
+        /// The local base.
+        base: SocketAddr,
+        /// Its address as the peer sees it.
+        address: SocketAddr,
+    },
+}
+
+/// What a message was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IceInput {
+    /// A check or a response of this agent's.
+    Handled,
+    /// Nothing of this agent's, or not authentic: dropped without a response.
+    Unrelated,
+}
+
+/// An ICE agent. See the [module](super) for how to drive it.
+#[derive(Debug)]
+pub struct IceAgent {
+    pub(super) config: IceConfig,
+    pub(super) role: IceRole,
+    pub(super) tie_breaker: u64,
+    pub(super) rng: ChaCha20Rng,
+    pub(super) locals: Vec<Candidate>,
+    pub(super) current: Generation,
+    /// Before a restart; it carries data until the current one has a pair.
+    pub(super) previous: Option<Generation>,
+    pub(super) selected: Option<PairKey>,
+    pub(super) state: IceState,
+    /// The number of the next nomination.
+    pub(super) next_nomination: u32,
+    /// Since when there is no usable pair.
+    pub(super) without_path_since: Option<Instant>,
+    next_send: Option<Instant>,
+    pub(super) transmits: VecDeque<IceTransmit>,
+    pub(super) events: VecDeque<IceEvent>,
+}
+
+impl IceAgent {
+    /// Makes an agent. Credentials and transaction ids follow from the seed, which must be random and secret.
+    #[must_use]
+    pub fn new(config: IceConfig, seed: [u8; 32]) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        Self {
+            config,
+            role: config.role,
+            tie_breaker: rng.random(),
+            locals: Vec::new(),
+            current: Generation::new(IceCredentials::random(&mut rng)),
+            previous: None,
+            selected: None,
+            state: IceState::Checking,
+            next_nomination: 1,
+            without_path_since: None,
+            next_send: None,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            rng,
+        }
+    }
+
+    /// Returns the local credentials, for the peer.
+    #[must_use]
+    pub fn local_credentials(&self) -> &IceCredentials {
+        &self.current.local
+    }
+
+    /// Returns the peer's credentials, once they are known.
+    #[must_use]
+    pub fn remote_credentials(&self) -> Option<&IceCredentials> {
+        self.current.remote.as_ref()
+    }
+
+    /// Returns the local candidates, for the peer.
+    #[must_use]
+    pub fn local_candidates(&self) -> &[Candidate] {
+        &self.locals
+    }
+
+    /// Returns the role.
+    #[must_use]
+    pub fn role(&self) -> IceRole {
+        self.role
+    }
+
+    /// Returns the state.
+    #[must_use]
+    pub fn state(&self) -> IceState {
+        self.state
+    }
+
+    /// Returns the pair that carries data.
+    #[must_use]
+    pub fn selected(&self) -> Option<SelectedPair> {
+        let pair = self.pair(self.selected?)?;
+        let (local, remote) = (pair.local.clone(), pair.remote.clone());
+        Some(SelectedPair { local, remote, round_trip: pair.round_trip })
+    }
+
+    /// Adds a local candidate. One whose base and kind are known is ignored.
+    pub fn add_local_candidate(&mut self, now: Instant, candidate: Candidate) {
+        let same = |known: &Candidate| {
+            (known.kind, known.transport, known.base, known.address)
+                == (candidate.kind, candidate.transport, candidate.base, candidate.address)
+        };
+        if self.locals.iter().any(same) {
+            return;
+        }
+        self.current.add_local(self.role, &candidate);
+        self.locals.push(candidate);
+        self.update(now);
+    }
+
+    /// Removes the local candidates of a base, whose socket or allocation is gone.
+    pub fn remove_local_candidates(&mut self, now: Instant, base: SocketAddr) {
+        self.locals.retain(|known| known.base != base);
+        self.current.remove_local(base);
+        if let Some(previous) = &mut self.previous {
+            previous.remove_local(base);
+        }
+        self.update(now);
+    }
+
+    /// Adds a candidate of the peer. One that is malformed for its transport is never checked.
+    pub fn add_remote_candidate(&mut self, now: Instant, candidate: Candidate) {
+        let locals = std::mem::take(&mut self.locals);
+        self.current.add_remote(self.role, &locals, candidate);
+        self.locals = locals;
+        self.update(now);
+    }
+
+    /// Handles that the peer has no more candidates (RFC 8838 section 13).
+    pub fn handle_end_of_candidates(&mut self, now: Instant) {
+        self.current.is_end_of_candidates = true;
+        self.update(now);
+    }
+
+    /// Sets the peer's credentials; checks begin. Others than before mean that the peer has restarted: call [`IceAgent::restart`] first.
+    pub fn set_remote_credentials(&mut self, now: Instant, credentials: IceCredentials) {
+        self.current.remote = Some(credentials);
+        self.update(now);
+    }
+
+    /// Restarts ICE (RFC 8445 section 9): new local credentials, the same local candidates; the peer's are expected anew. The selected pair
+    /// carries data until a new one answers.
+    pub fn restart(&mut self, now: Instant) {
+        let next = Generation::new(IceCredentials::random(&mut self.rng));
+        let old = std::mem::replace(&mut self.current, next);
+        // Of two restarts before an answer, the generation that works stays.
+        if self.previous.is_none() || old.pairs.iter().any(Pair::is_usable) {
+            self.previous = Some(old);
+        }
+        self.without_path_since = None;
+        self.update(now);
+    }
+
+    /// Handles that addresses, routes or the time have changed: everything is checked at once.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        for pair in &mut self.current.pairs {
+            pair.is_suspect |= pair.is_usable();
+            pair.check_now(now);
+        }
+        self.update(now);
+    }
+
+    /// Handles a STUN message from `remote` that arrived at the local address `local`.
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        bytes: &[u8],
+    ) -> IceInput {
+        let Ok(message) = Message::parse(bytes) else { return IceInput::Unrelated };
+        if message.method() != Method::BINDING {
+            return IceInput::Unrelated;
+        }
+        let key = PairKey { local, remote };
+        let handled = match message.class() {
+            Class::Request => self.handle_request(now, key, &message),
+            Class::Success | Class::Error => self.handle_response(now, key, &message),
+            // A keepalive (RFC 8445 section 11).
+            Class::Indication => None,
+        };
+        self.update(now);
+        if handled.is_some() { IceInput::Handled } else { IceInput::Unrelated }
+    }
+
+    /// Handles that data was sent on the selected pair which the peer will answer, such as a QUIC packet. Without an answer within four round
+    /// trips, at least 300 and at most 800 ms, data goes to the next pair that answers.
+    pub fn handle_data_sent(&mut self, now: Instant) {
+        if let Some(key) = self.selected
+            && let Some(pair) = self.pair_mut(key)
+        {
+            pair.on_sent(now);
+        }
+    }
+
+    /// Handles that authentic data of the peer has arrived.
+    pub fn handle_data_received(&mut self, local: SocketAddr, remote: SocketAddr) {
+        if let Some(pair) = self.pair_mut(PairKey { local, remote })
+            && pair.is_usable()
+        {
+            pair.on_alive();
+        }
+    }
+
+    /// Sends the checks that are due, and notices silence.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
+            for pair in &mut generation.pairs {
+                pair.detect_silence(now);
+                pair.expire_consent(now);
+            }
+        }
+        self.update(now);
+        while self.next_send.is_none_or(|at| at <= now)
+            && let Some(key) = self.next_due(now)
+        {
+            self.send_check(now, key);
+            let pace = if self.current.is_first_round() { FIRST_PACE } else { PACE };
+            self.next_send = Some(now + pace);
+        }
+        self.update(now);
+    }
+
+    /// Returns when [`IceAgent::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let pairs = || self.generations().flat_map(|generation| &generation.pairs);
+        let check = self.checked_pairs().filter_map(|pair| pair.next_check).min();
+        let check = check.map(|at| self.next_send.map_or(at, |pace| at.max(pace)));
+        let event = pairs().filter_map(Pair::next_event).min();
+        let patience = self.without_path_since.map(|since| since + PATIENCE);
+        let patience = patience.filter(|_| self.may_fail());
+        [check, event, patience].into_iter().flatten().min()
+    }
+
+    /// Returns the next message to send.
+    pub fn poll_transmit(&mut self) -> Option<IceTransmit> {
+        self.transmits.pop_front()
+    }
+
+    /// Returns the next event.
+    pub fn poll_event(&mut self) -> Option<IceEvent> {
+        self.events.pop_front()
+    }
+
+    pub(super) fn generations(&self) -> impl Iterator<Item = &Generation> {
+        std::iter::once(&self.current).chain(&self.previous)
+    }
+
+    pub(super) fn pair(&self, key: PairKey) -> Option<&Pair> {
+        self.generations().find_map(|generation| generation.pair(key))
+    }
+
+    pub(super) fn pair_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
+        if self.current.pair(key).is_some() {
+            return self.current.pair_mut(key);
+        }
+        self.previous.as_mut()?.pair_mut(key)
+    }
+
+    /// All pairs of the current generation once the peer's credentials are known, and the selected one of the previous generation.
+    fn checked_pairs(&self) -> impl Iterator<Item = &Pair> {
+        let is_known = self.current.remote.is_some();
+        let current = self.current.pairs.iter().filter(move |_| is_known);
+        let previous = self.previous.iter().flat_map(|generation| &generation.pairs);
+        current.chain(previous.filter(|pair| Some(pair.key) == self.selected))
+    }
+
+    /// Returns the pair whose check is sent now: nominations, then the peer's checks, then by priority.
+    fn next_due(&self, now: Instant) -> Option<PairKey> {
+        let due = self.checked_pairs().filter(|pair| pair.next_check.is_some_and(|at| at <= now));
+        let rank = |pair: &&Pair| {
+            let is_first = pair.state == PairState::Checking(0);
+            (pair.is_to_be_nominated, pair.was_triggered, is_first, pair.priority(self.role))
+        };
+        due.max_by_key(rank).map(|pair| pair.key)
+    }
+
+    fn send_check(&mut self, now: Instant, key: PairKey) {
+        let id = TransactionId::new(self.rng.random());
+        let interval = self.interval(key).mul_f64(self.rng.random_range(0.8..=1.2));
+        let is_controlling = self.role == IceRole::Controlling;
+        let (role, tie_breaker) = (self.role, self.tie_breaker);
+        let number = self.next_nomination;
+        let is_numbered = self.config.renomination;
+        let in_current = self.current.pair(key).is_some();
+        let generation = match (in_current, &mut self.previous) {
+            (false, Some(previous)) => previous,
+            _ => &mut self.current,
+        };
+        let (local, remote) = (generation.local.clone(), generation.remote.clone());
+        let (Some(remote), Some(pair)) = (remote, generation.pair_mut(key)) else { return };
+        if !pair.begin_check(now) {
+            return;
+        }
+        let nominates = is_controlling && pair.is_to_be_nominated && in_current;
+        let nomination = nominates.then_some(match is_numbered {
+            true => Nomination::Numbered(number),
+            false => Nomination::Plain,
+        });
+        let check = Check { role, tie_breaker, priority: pair.local.reflexive_priority(), nomination };
+        let bytes = check.to_request(id, &local, &remote);
+        pair.on_check_sent(now, id, nominates, interval);
+        pair.was_triggered = false;
+        self.transmits.push_back(IceTransmit { local: key.local, remote: key.remote, bytes });
+    }
+
+    /// The time between checks of a pair that has succeeded.
+    fn interval(&self, key: PairKey) -> Duration {
+        if Some(key) == self.selected {
+            return SELECTED_INTERVAL;
+        }
+        let is_better = |pair: &&Pair| {
+            pair.is_usable()
+                && self.pair(key).is_some_and(|this| pair.priority(self.role) > this.priority(self.role))
+        };
+        let better = self.current.pairs.iter().filter(is_better).count();
+        if better <= BACKUPS { BACKUP_INTERVAL } else { SPARE_INTERVAL }
+    }
+
+    /// Whether nothing more can come from the peer by signalling.
+    pub(super) fn may_fail(&self) -> bool {
+        self.current.is_end_of_candidates && self.state != IceState::Failed
+    }
+
+    pub(super) fn is_out_of_patience(&self, now: Instant) -> bool {
+        self.may_fail() && self.without_path_since.is_some_and(|since| since + PATIENCE <= now)
+    }
+
+    /// Draws conclusions after each input: pairs to check, the pair that carries data, the state.
+    fn update(&mut self, now: Instant) {
+        self.current.unfreeze(now, self.role);
+        self.select(now);
+        self.update_state(now);
+    }
+}

@@ -1,0 +1,296 @@
+//! Agents in simulated networks.
+
+use super::simulation::{Nat, Network};
+use super::*;
+use crate::stun::{Builder, Class, Key, Method, TransactionId, attr};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn network(left: Nat, right: Nat, seed: u64) -> Network {
+    let mut network = Network::new([left, right], true, seed);
+    network.signal();
+    network
+}
+
+fn percentile(mut times: Vec<Duration>, percent: usize) -> Duration {
+    times.sort();
+    times[(times.len() * percent / 100).min(times.len() - 1)]
+}
+
+#[test]
+fn every_pair_of_nats_ends_on_the_path_that_plain_ice_can_give() {
+    use Nat::{AddressRestricted, Blocked, Firewall, FullCone, Open, PortRestricted, Symmetric};
+    let nats = [Open, Firewall, FullCone, AddressRestricted, PortRestricted, Symmetric, Blocked];
+    for left in nats {
+        for right in nats {
+            let filters_ports = |nat| matches!(nat, Firewall | PortRestricted | Symmetric);
+            let is_possible = left != Blocked
+                && right != Blocked
+                && !(left == Symmetric && filters_ports(right) || right == Symmetric && filters_ports(left));
+            for seed in 0..5 {
+                let mut network = network(left, right, seed);
+                assert!(network.wait(SECOND, Network::is_connected).is_some(), "{left:?} {right:?} {seed}");
+                let direct = network.wait(10 * SECOND, Network::is_direct);
+                assert_eq!(direct.is_some(), is_possible, "{left:?} {right:?} {seed}");
+                network.run(5 * SECOND);
+                assert!(network.is_agreed() && network.is_connected(), "{left:?} {right:?} {seed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn data_flows_over_the_relay_first_and_directly_soon_after() {
+    let (mut first, mut direct) = (Vec::new(), Vec::new());
+    for seed in 0..50 {
+        let mut network = network(Nat::PortRestricted, Nat::PortRestricted, seed);
+        first.push(network.wait(SECOND, Network::is_connected).unwrap());
+        direct.push(first[first.len() - 1] + network.wait(SECOND, Network::is_direct).unwrap());
+    }
+    // A round trip is 30 ms between the hosts, and 100 ms through both relays.
+    assert!(percentile(first.clone(), 95) <= millis(150), "{:?}", percentile(first, 95));
+    assert!(percentile(direct.clone(), 95) <= millis(350), "{:?}", percentile(direct, 95));
+}
+
+#[test]
+fn lost_checks_are_repeated() {
+    let mut times = Vec::new();
+    for seed in 0..200 {
+        let mut network = Network::new([Nat::PortRestricted, Nat::PortRestricted], true, seed);
+        network.loss = 0.1;
+        network.signal();
+        times.push(network.wait(10 * SECOND, Network::is_direct).expect("no direct path"));
+    }
+    assert!(percentile(times.clone(), 50) <= millis(400), "{:?}", percentile(times, 50));
+    assert!(percentile(times.clone(), 95) <= SECOND, "{:?}", percentile(times, 95));
+}
+
+#[test]
+fn a_direct_path_that_dies_is_left_and_used_again_when_it_is_back() {
+    for seed in 0..20 {
+        let mut network = network(Nat::PortRestricted, Nat::FullCone, seed);
+        network.with_data = true;
+        network.wait(5 * SECOND, Network::is_direct).unwrap();
+        network.run(5 * SECOND);
+        network.is_direct_up = false;
+        network.run(60 * SECOND);
+        assert!(network.is_connected() && network.is_agreed());
+        for side in 0..2 {
+            assert!(
+                network.longest_gap(side) <= millis(1500),
+                "seed {seed}: {:?}",
+                network.longest_gap(side)
+            );
+        }
+        network.is_direct_up = true;
+        let back = network.wait(10 * SECOND, Network::is_direct);
+        assert!(back.is_some(), "seed {seed}: not direct again within 10 s");
+        for side in 0..2 {
+            assert!(
+                network.longest_gap(side) <= millis(1500),
+                "seed {seed}: {:?}",
+                network.longest_gap(side)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_path_that_was_away_for_a_moment_is_used_again_soon() {
+    for seed in 0..20 {
+        let mut network = network(Nat::Open, Nat::PortRestricted, seed);
+        network.with_data = true;
+        network.wait(5 * SECOND, Network::is_direct).unwrap();
+        network.run(10 * SECOND);
+        network.is_direct_up = false;
+        network.run(3 * SECOND);
+        network.is_direct_up = true;
+        let back = network.wait(5 * SECOND, Network::is_direct);
+        assert!(back.is_some(), "seed {seed}: not direct again within 5 s");
+    }
+}
+
+#[test]
+fn without_a_relay_a_path_that_becomes_possible_late_is_found() {
+    let mut network = Network::new([Nat::PortRestricted, Nat::PortRestricted], false, 1);
+    network.is_direct_up = false;
+    network.signal();
+    assert_eq!(network.wait(180 * SECOND, Network::is_connected), None);
+    assert_eq!(network.sides[0].agent.state(), IceState::Failed);
+    network.is_direct_up = true;
+    assert!(network.wait(61 * SECOND, Network::is_direct).is_some());
+    // At once, if the network says that it has changed.
+    network.is_direct_up = false;
+    network.run(180 * SECOND);
+    assert!(!network.is_connected());
+    network.is_direct_up = true;
+    for side in 0..2 {
+        let now = network.now;
+        network.sides[side].agent.handle_network_change(now);
+    }
+    assert!(network.wait(SECOND, Network::is_direct).is_some());
+}
+
+#[test]
+fn checks_of_a_hopeless_pair_become_rare() {
+    let mut network = Network::new([Nat::Symmetric, Nat::Symmetric], false, 3);
+    network.signal();
+    network.run(40 * SECOND);
+    let early = network.sides[0].sent;
+    assert!(early <= 100, "{early} checks in 40 s");
+    network.run(600 * SECOND);
+    let late = network.sides[0].sent - early;
+    assert!(late <= 200, "{late} checks in 600 s");
+    assert!(late >= 10, "it has given up");
+}
+
+#[test]
+fn an_idle_hour_costs_few_messages_and_keeps_the_path() {
+    let mut network = network(Nat::PortRestricted, Nat::PortRestricted, 5);
+    network.run(3600 * SECOND);
+    assert!(network.is_direct());
+    // The selected pair every 5 s from each side, with responses; backups every 10 s.
+    let sent = network.sides[0].sent;
+    assert!((1300..8000).contains(&sent), "{sent}");
+    let changes = network.sides[0].events.iter().filter(|(_, event)| matches!(event, IceEvent::Selected(_)));
+    assert!(changes.count() <= 3);
+}
+
+#[test]
+fn a_restart_keeps_the_old_path_until_the_new_one_answers() {
+    for seed in 0..20 {
+        let mut network = network(Nat::PortRestricted, Nat::PortRestricted, seed);
+        network.with_data = true;
+        network.wait(5 * SECOND, Network::is_direct).unwrap();
+        network.run(5 * SECOND);
+        let before = network.sides[0].agent.local_credentials().clone();
+        let now = network.now;
+        network.sides[0].agent.restart(now);
+        assert_ne!(*network.sides[0].agent.local_credentials(), before);
+        // The offer takes a second; the other side restarts when it gets it.
+        network.run(SECOND);
+        let now = network.now;
+        network.sides[1].agent.restart(now);
+        network.signal_from(0);
+        network.run(millis(300));
+        network.signal_from(1);
+        network.run(5 * SECOND);
+        assert!(network.is_direct() && network.is_agreed());
+        for side in 0..2 {
+            assert!(network.longest_gap(side) <= millis(300), "seed {seed}: {:?}", network.longest_gap(side));
+            let agent = &network.sides[side].agent;
+            assert!(agent.previous.is_none(), "the old generation is still there");
+        }
+    }
+}
+
+#[test]
+fn conflicting_roles_are_repaired() {
+    for role in [IceRole::Controlling, IceRole::Controlled] {
+        for seed in 0..10 {
+            let mut network = Network::new([Nat::Open, Nat::PortRestricted], true, seed);
+            for side in &mut network.sides {
+                side.agent.role = role;
+            }
+            network.signal();
+            network.wait(5 * SECOND, Network::is_direct).unwrap();
+            network.run(2 * SECOND);
+            assert_ne!(network.sides[0].agent.role(), network.sides[1].agent.role(), "{role:?} {seed}");
+            assert!(network.is_agreed());
+        }
+    }
+}
+
+#[test]
+fn a_shorter_path_of_the_same_kind_is_taken_only_for_a_clear_gain() {
+    let mut network = network(Nat::Open, Nat::Open, 2);
+    network.wait(5 * SECOND, Network::is_direct).unwrap();
+    let selected = network.sides[0].agent.selected.unwrap();
+    let other: std::net::SocketAddr = "192.0.2.77:1".parse().unwrap();
+    let agent = &mut network.sides[0].agent;
+    let now = network.now;
+    agent.add_local_candidate(now, Candidate::host(CandidateTransport::Udp, other, 1));
+    let key = super::pair::PairKey { local: other, remote: selected.remote };
+    for (round_trip, is_taken) in [(29, false), (22, false), (12, true)] {
+        let pair = agent.current.pair_mut(key).unwrap();
+        pair.state = super::pair::PairState::Succeeded;
+        pair.round_trip = Some(millis(round_trip));
+        agent.select(now);
+        assert_eq!(agent.selected == Some(key), is_taken, "{round_trip} ms");
+    }
+}
+
+/// A check that an attacker sends.
+fn forged(agent: &IceAgent, password: &str) -> Vec<u8> {
+    Builder::new(Class::Request, Method::BINDING, TransactionId::new([9; 12]))
+        .attribute(attr::USERNAME, format!("{}:evil", agent.local_credentials().ufrag()).as_bytes())
+        .attribute(0x0024, &1_u32.to_be_bytes())
+        .attribute(0x802A, &7_u64.to_be_bytes())
+        .integrity(&Key::short_term(password))
+        .fingerprint()
+        .finish()
+}
+
+#[test]
+fn checks_without_the_password_get_no_response_and_change_nothing() {
+    let mut network = network(Nat::Open, Nat::Open, 2);
+    network.run(SECOND);
+    let now = network.now;
+    let agent = &mut network.sides[0].agent;
+    let local = agent.local_candidates()[0].base;
+    let bytes = forged(agent, "wrong");
+    for port in 1..1000 {
+        let from = ([192, 0, 2, 9], port).into();
+        assert_eq!(agent.handle_message(now, local, from, &bytes), IceInput::Unrelated);
+    }
+    assert_eq!(agent.poll_transmit(), None);
+    // Garbage of every length.
+    for len in 0..200 {
+        agent.handle_message(now, local, ([192, 0, 2, 9], 1).into(), &vec![0; len]);
+    }
+    assert_eq!(agent.poll_transmit(), None);
+}
+
+#[test]
+fn a_peer_cannot_make_an_agent_send_more_than_it_gets_or_keep_more_than_it_may() {
+    let mut network = network(Nat::Open, Nat::Open, 2);
+    network.run(SECOND);
+    let now = network.now;
+    let agent = &mut network.sides[0].agent;
+    let local = agent.local_candidates()[0].base;
+    let password = agent.local_credentials().password().to_owned();
+    let bytes = forged(agent, &password);
+    for port in 1..5000 {
+        agent.handle_message(now, local, ([192, 0, 2, 9], port).into(), &bytes);
+    }
+    assert!(agent.current.pairs.len() <= 256, "{}", agent.current.pairs.len());
+    while agent.poll_transmit().is_some() {}
+    for port in 1..5000_u16 {
+        let text = format!("candidate:x{port} 1 udp 5 192.0.2.8 {port} typ host");
+        agent.add_remote_candidate(now, text.parse().unwrap());
+    }
+    assert!(agent.current.pairs.len() <= 256, "{}", agent.current.pairs.len());
+    // 10 s of checks towards addresses that never answer.
+    let before = network.sides[0].sent;
+    network.run(10 * SECOND);
+    let sent = network.sides[0].sent - before;
+    assert!(sent <= 400, "{sent} messages in 10 s");
+    assert!(network.is_direct());
+}
+
+#[test]
+fn a_late_peer_reflexive_address_becomes_the_candidate_that_signalling_names() {
+    let mut network = Network::new([Nat::Open, Nat::Open], false, 4);
+    // The first side knows the other one; the other one learns of it by its checks.
+    network.signal_from(1);
+    network.run(millis(100));
+    network.signal_from(0);
+    network.wait(SECOND, Network::is_direct).unwrap();
+    let pair = network.sides[1].agent.selected().unwrap();
+    assert_eq!(pair.remote.kind, CandidateKind::Host);
+}

@@ -1,0 +1,96 @@
+//! Checks of the peer ([RFC 8445 section 7.3](https://www.rfc-editor.org/rfc/rfc8445#section-7.3)).
+
+use super::binding::{Check, Nomination, ROLE_CONFLICT, error, success, target_ufrag, unknown_attributes};
+use super::machine::{IceAgent, IceEvent, IceRole, IceTransmit};
+use super::pair::PairKey;
+use crate::stun::{Key, Message};
+use std::time::Instant;
+
+/// The error code of an unknown comprehension-required attribute.
+const UNKNOWN_ATTRIBUTE: u16 = 420;
+
+impl IceAgent {
+    /// Answers a check and learns from it; `None` if it is not for this agent, or not authentic. Such a request gets no response: a forged
+    /// source address would receive it.
+    pub(super) fn handle_request(&mut self, now: Instant, key: PairKey, message: &Message<'_>) -> Option<()> {
+        let ufrag = target_ufrag(message)?;
+        let is_current = self.current.local.ufrag() == ufrag;
+        let previous = self.previous.as_ref().filter(|previous| previous.local.ufrag() == ufrag);
+        let local = if is_current { &self.current.local } else { &previous?.local };
+        let response_key = local.key();
+        let attributes = message.verify(&response_key)?;
+        let unknown = unknown_attributes(&attributes);
+        if !unknown.is_empty() {
+            let bytes = error(message.transaction(), UNKNOWN_ATTRIBUTE, &unknown, &response_key);
+            return self.respond(key, bytes);
+        }
+        let check = Check::read(&attributes)?;
+        if !self.settle_roles(&check) {
+            return self.respond(key, error(message.transaction(), ROLE_CONFLICT, &[], &response_key));
+        }
+        if is_current {
+            self.learn(now, key, &check);
+        } else if let Some(pair) = self.previous.as_mut().and_then(|previous| previous.pair_mut(key))
+            && !self.config.renomination
+        {
+            pair.on_alive();
+        }
+        self.respond_success(key, message, &response_key)
+    }
+
+    fn respond_success(&mut self, key: PairKey, message: &Message<'_>, response_key: &Key) -> Option<()> {
+        self.respond(key, success(message.transaction(), key.remote, response_key))
+    }
+
+    fn respond(&mut self, key: PairKey, bytes: Vec<u8>) -> Option<()> {
+        self.transmits.push_back(IceTransmit { local: key.local, remote: key.remote, bytes });
+        Some(())
+    }
+
+    /// RFC 8445 section 7.3.1.1; `false` if the peer must change its role.
+    fn settle_roles(&mut self, check: &Check) -> bool {
+        if check.role != self.role {
+            return true;
+        }
+        let wins = self.tie_breaker >= check.tie_breaker;
+        // Of two controlling agents the one with the larger tie-breaker stays; of two controlled ones it changes.
+        if wins == (self.role == IceRole::Controlling) {
+            return false;
+        }
+        self.switch_role();
+        true
+    }
+
+    pub(super) fn switch_role(&mut self) {
+        self.role = self.role.other();
+        self.current.nominated = None;
+        for pair in &mut self.current.pairs {
+            pair.is_to_be_nominated = false;
+        }
+        self.events.push_back(IceEvent::Role(self.role));
+    }
+
+    /// RFC 8445 sections 7.3.1.3 to 7.3.1.5: a peer-reflexive candidate, a triggered check, a nomination.
+    fn learn(&mut self, now: Instant, key: PairKey, check: &Check) {
+        let is_browser = !self.config.renomination;
+        let pair = self.current.pair_of_check(self.role, &self.locals, key, check.priority);
+        let Some(pair) = pair else { return };
+        if !pair.is_usable() || pair.is_suspect {
+            pair.was_triggered = true;
+            pair.check_now(now);
+        }
+        if pair.is_usable() && is_browser {
+            pair.on_alive();
+        }
+        let Some(nomination) = check.nomination.filter(|_| self.role == IceRole::Controlled) else { return };
+        let number = match nomination {
+            Nomination::Plain => None,
+            Nomination::Numbered(number) => Some(number),
+        };
+        let known = self.current.nominated.and_then(|(_, known)| known);
+        // A check that was overtaken by a later nomination.
+        if number.is_none() || number >= known {
+            self.current.nominated = Some((key, number));
+        }
+    }
+}
