@@ -3,6 +3,7 @@
 mod chromium;
 mod client_module;
 mod devtools;
+mod ice;
 mod longterm;
 mod messages;
 mod natdiscovery;
