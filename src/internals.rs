@@ -51,7 +51,9 @@ pub mod net {
 
 #[cfg(feature = "messaging")]
 pub mod messaging {
-    pub use crate::messaging::{commands, config, counters, crypto, machine, password, store_request, wire};
+    pub use crate::messaging::{
+        commands, config, counters, crypto, machine, password, store_calls, store_request, wire,
+    };
 }
 
 #[cfg(feature = "messaging")]

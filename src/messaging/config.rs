@@ -1,7 +1,7 @@
 //! The configuration of messaging. Pure.
 
 use super::password::PasswordCost;
-use crate::limits::Rate;
+pub use crate::limits::Rate;
 use std::time::Duration;
 
 /// The configuration of messaging.
@@ -51,6 +51,8 @@ pub struct Limits {
     pub registrations_per_network: Rate,
     /// RSA operations for one network; a client that needs more is closed.
     pub key_exchanges_per_network: Rate,
+    /// Keys that each of these rates keeps; the least active is dropped.
+    pub rate_keys: usize,
     /// Frames of one connection; it is read more slowly beyond.
     pub requests_per_connection: Rate,
     /// Passwords, and likewise session keys, that wait for a thread; default 256.
@@ -92,6 +94,7 @@ impl Default for Limits {
             logins_per_network: Rate::new(2.0, 60.0),
             registrations_per_network: Rate::new(0.1, 20.0),
             key_exchanges_per_network: Rate::new(10.0, 100.0),
+            rate_keys: 65_536,
             requests_per_connection: Rate::new(1000.0, 2000.0),
             job_queue: 256,
             jobs_per_network: 16,

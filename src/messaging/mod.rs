@@ -93,7 +93,7 @@ mod session;
 #[allow(dead_code)]
 pub(crate) mod signing;
 #[cfg(feature = "messaging")]
-mod store_calls;
+pub mod store_calls;
 #[cfg(feature = "messaging")]
 pub mod store_request;
 #[cfg(feature = "messaging")]

@@ -12,8 +12,6 @@ const LOOKUPS: f64 = 20.0;
 const LOOKUP_BURST: f64 = 500.0;
 /// Signatures a second, each of which takes about 50 µs of the thread that handles all messages.
 const SIGNATURES: f64 = 2000.0;
-/// Keys that each limiter keeps; the least active is dropped.
-const KEYS: usize = 65_536;
 
 #[derive(Debug)]
 pub(super) struct Rates {
@@ -31,14 +29,14 @@ pub(super) struct Rates {
 
 impl Rates {
     pub(super) fn new(limits: &Limits, random: &mut impl RngCore) -> Self {
-        let overflow = Limit::RateLimiterKeys;
+        let (keys, overflow) = (limits.rate_keys, Limit::RateLimiterKeys);
         let quota = || Quota::new(limits.job_queue, limits.jobs_per_network);
         Self {
-            logins_per_account: KeyedRateLimiter::new(limits.logins_per_account, KEYS, overflow, random),
-            logins_per_network: KeyedRateLimiter::new(limits.logins_per_network, KEYS, overflow, random),
-            registrations: KeyedRateLimiter::new(limits.registrations_per_network, KEYS, overflow, random),
-            key_exchanges: KeyedRateLimiter::new(limits.key_exchanges_per_network, KEYS, overflow, random),
-            lookups: KeyedRateLimiter::new(Rate::new(LOOKUPS, LOOKUP_BURST), KEYS, overflow, random),
+            logins_per_account: KeyedRateLimiter::new(limits.logins_per_account, keys, overflow, random),
+            logins_per_network: KeyedRateLimiter::new(limits.logins_per_network, keys, overflow, random),
+            registrations: KeyedRateLimiter::new(limits.registrations_per_network, keys, overflow, random),
+            key_exchanges: KeyedRateLimiter::new(limits.key_exchanges_per_network, keys, overflow, random),
+            lookups: KeyedRateLimiter::new(Rate::new(LOOKUPS, LOOKUP_BURST), keys, overflow, random),
             signatures: KeyedRateLimiter::new(Rate::new(SIGNATURES, SIGNATURES), 1, overflow, random),
             passwords: quota(),
             session_keys: quota(),

@@ -7,7 +7,7 @@ use crate::store::{PageSize, Store, StoreFuture};
 const PAGE: PageSize = PageSize { messages: 100, bytes: 64 * 1024 };
 
 /// Calls the store. Writes are queued before this returns, so that calls in order are writes in order.
-pub(super) fn call_store(store: &dyn Store, request: StoreRequest) -> StoreFuture<StoreReply> {
+pub fn call_store(store: &dyn Store, request: StoreRequest) -> StoreFuture<StoreReply> {
     match request {
         StoreRequest::Account(name) => reply(store.account(&name), StoreReply::Account),
         StoreRequest::InsertAccount(account) => done(store.insert_account(account)),

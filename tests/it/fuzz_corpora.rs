@@ -12,6 +12,8 @@ mod gateway_router;
 mod gateway_wire;
 #[path = "../../fuzz/targets/hub_machine.rs"]
 mod hub_machine;
+#[path = "../../fuzz/targets/messaging_machine.rs"]
+mod messaging_machine;
 #[path = "../../fuzz/targets/messaging_wire.rs"]
 mod messaging_wire;
 #[path = "../../fuzz/targets/nonce_and_token.rs"]
@@ -110,4 +112,9 @@ fn random_inputs_break_neither_the_gateways_wire_nor_its_machine() {
             panic!("broken by {}", path.display());
         }
     }
+}
+
+#[test]
+fn the_corpus_of_messaging_machine_breaks_nothing() {
+    replay("messaging_machine", messaging_machine::run);
 }

@@ -1,0 +1,526 @@
+//! The messaging machine with arbitrary clients, the store in memory, late results and clock steps, checked against a model: a message is
+//! acknowledged only when it is stored, pushed only to its addressee, in order and once for each fetch, and never lost before the addressee
+//! acknowledges it; limits hold, and every request is answered.
+
+use bytes::Bytes;
+use ginnel::Now;
+use ginnel::internals::messaging::config::{Config, Policy, Rate};
+use ginnel::internals::messaging::crypto::SessionKey;
+use ginnel::internals::messaging::machine::{ConnectionId, Job, JobResult, Machine, Output, RequestId};
+use ginnel::internals::messaging::store_calls::call_store;
+use ginnel::internals::messaging::store_request::{StoreReply, StoreRequest};
+use ginnel::internals::messaging::wire::Envelope;
+use ginnel::internals::net::time;
+use ginnel::internals::store::{
+    Appended, MailboxId, MemoryStore, NewMessage, Party, StoreError, StoreLimits,
+};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+const MAX_EVENTS: usize = 150;
+const SLOTS: u8 = 5;
+const USERS: [&str; 3] = ["u0", "u1", "both"];
+const DEVICES: [&str; 3] = ["d0", "d1", "both"];
+const NAMES: [&str; 6] = ["u0", "u1", "both", "d0", "d1", "nobody"];
+const MESSAGES: u64 = 6;
+const PARTIES: u64 = 5;
+const WAITS: [u64; 4] = [0, 11, 100, 151];
+const KEY: [u8; 16] = [7; 16];
+
+/// The first byte chooses the policy and the rates. Events follow, each of one byte and its operands.
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let mut world = World::new(input.byte());
+    for _ in 0..MAX_EVENTS {
+        if input.0.is_empty() {
+            break;
+        }
+        world.step(&mut input);
+        world.drain();
+    }
+    world.end();
+}
+
+/// The rest of the input; zeros after its end.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    fn pick<'b>(&mut self, names: &[&'b str]) -> &'b str {
+        names[usize::from(self.byte()) % names.len()]
+    }
+}
+
+/// A connection, as its client sees it.
+#[derive(Default)]
+struct Client {
+    party: Option<Party>,
+    has_key: bool,
+    /// Requests that need an answer, by message id; those that authenticate with the party.
+    open: BTreeMap<String, Option<Party>>,
+    /// Bytes of frames that the machine is not done with.
+    unhandled: usize,
+    /// Fetches that may begin anew, and the sequence number that was pushed last.
+    fetches: usize,
+    last: u64,
+    received: Vec<String>,
+    acknowledged: BTreeSet<String>,
+}
+
+/// A message in a mailbox.
+struct Stored {
+    sender: Party,
+    message_id: String,
+    body: Bytes,
+}
+
+struct World {
+    now: Now,
+    machine: Machine,
+    store: MemoryStore,
+    slots: BTreeMap<u8, ConnectionId>,
+    clients: BTreeMap<ConnectionId, Client>,
+    next: u64,
+    number: u64,
+    /// Results that the machine does not have yet; those of appends stay in order.
+    appends: VecDeque<(RequestId, NewMessage, Result<StoreReply, StoreError>)>,
+    results: Vec<(RequestId, Result<StoreReply, StoreError>)>,
+    jobs: Vec<(RequestId, JobResult)>,
+    /// Calls that fail from now on.
+    failures: u8,
+    owners: BTreeMap<MailboxId, Party>,
+    mailboxes: BTreeMap<MailboxId, BTreeMap<u64, Stored>>,
+    /// Successful appends whose acknowledgement has not left, by sender and message id.
+    acknowledgeable: BTreeMap<(Party, String), usize>,
+}
+
+impl World {
+    fn new(setup: u8) -> Self {
+        let mut config = Config::default();
+        config.policy = if setup & 1 == 0 { Policy::Anyone } else { Policy::Contacts };
+        config.limits.rate_keys = 64;
+        if setup & 2 == 0 {
+            let plenty = Rate::new(1e6, 1e6);
+            let limits = &mut config.limits;
+            (limits.logins_per_account, limits.logins_per_network) = (plenty, plenty);
+            (limits.registrations_per_network, limits.key_exchanges_per_network) = (plenty, plenty);
+        }
+        let limits = StoreLimits {
+            parties: PARTIES,
+            messages_per_mailbox: MESSAGES,
+            contacts_per_party: 2,
+            ..StoreLimits::default()
+        };
+        let now = time::now();
+        let key = Bytes::from_static(b"the server's key");
+        Self {
+            now,
+            machine: Machine::new(now, config, key, &mut ChaCha20Rng::from_seed([7; 32])),
+            store: MemoryStore::new(limits, [7; 32]),
+            slots: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            next: 0,
+            number: 0,
+            appends: VecDeque::new(),
+            results: Vec::new(),
+            jobs: Vec::new(),
+            failures: 0,
+            owners: BTreeMap::new(),
+            mailboxes: BTreeMap::new(),
+            acknowledgeable: BTreeMap::new(),
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        let event = input.byte();
+        match event % 16 {
+            0 => self.complete(usize::MAX),
+            1 | 2 => self.complete(usize::from(input.byte())),
+            3 => self.failures = input.byte() % 4,
+            4 => self.wait(Duration::from_secs(WAITS[usize::from(input.byte()) % WAITS.len()])),
+            _ => {
+                let slot = input.byte() % SLOTS;
+                self.client_event(event % 16, slot, input);
+            }
+        }
+    }
+
+    fn client_event(&mut self, event: u8, slot: u8, input: &mut Input<'_>) {
+        let connection = match self.slots.get(&slot) {
+            Some(connection) => *connection,
+            None => self.open(slot),
+        };
+        match event {
+            5 => self.close(slot),
+            6 => self.log_in(connection, 102, input.pick(&USERS), input.byte()),
+            7 => self.log_in(connection, 100, input.pick(&USERS), input.byte()),
+            8 => self.authenticate_device(connection, input.pick(&DEVICES), input.byte()),
+            9 | 10 => self.send_message(connection, input.pick(&NAMES), input.byte()),
+            11 => self.acknowledge(connection, input.byte()),
+            12 => self.fetch(connection),
+            13 => self.contact(connection, 203 + i32::from(input.byte() & 1), input.pick(&DEVICES)),
+            14 => match input.byte() % 3 {
+                0 => self.machine.handle_congested(connection),
+                1 => self.machine.handle_drained(connection),
+                _ => self.exchange_key(connection),
+            },
+            _ => {
+                let data: Vec<_> = (0..input.byte() % 8).map(|_| input.byte()).collect();
+                self.frame(connection, data.into());
+            }
+        }
+    }
+
+    fn open(&mut self, slot: u8) -> ConnectionId {
+        self.next += 1;
+        let connection = ConnectionId(self.next);
+        self.slots.insert(slot, connection);
+        self.clients.insert(connection, Client::default());
+        let ip = if slot < 3 { "192.0.2.1" } else { "198.51.100.1" };
+        self.machine.handle_opened(self.now, connection, ip.parse().unwrap(), slot != 4);
+        connection
+    }
+
+    fn close(&mut self, slot: u8) {
+        let Some(connection) = self.slots.remove(&slot) else { return };
+        self.clients.remove(&connection);
+        self.machine.handle_closed(connection);
+    }
+
+    fn frame(&mut self, connection: ConnectionId, data: Bytes) {
+        let Some(client) = self.clients.get_mut(&connection) else { return };
+        client.unhandled += data.len();
+        self.machine.handle_frame(self.now, connection, data);
+    }
+
+    /// Sends a request; `answers` where exactly one response must come.
+    fn request(&mut self, connection: ConnectionId, cmd: i32, msg_id: &str, body: &Value) {
+        let data = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let envelope = Envelope { cmd, msg_id: msg_id.to_owned(), is_encrypt: false, data };
+        self.frame(connection, envelope.to_frame().slice(4..));
+    }
+
+    /// Sends a request that must be answered under a message id of its own.
+    fn ask(&mut self, connection: ConnectionId, cmd: i32, body: &Value, party: Option<Party>) {
+        self.number += 1;
+        let msg_id = format!("r{}", self.number);
+        if let Some(client) = self.clients.get_mut(&connection) {
+            client.open.insert(msg_id.clone(), party);
+        }
+        self.request(connection, cmd, &msg_id, body);
+    }
+
+    fn log_in(&mut self, connection: ConnectionId, cmd: i32, name: &str, password: u8) {
+        let body = json!({"username": name, "password": format!("p{}", password & 1)});
+        let party = (cmd == 100).then(|| Party::User(name.to_owned()));
+        self.ask(connection, cmd, &body, party);
+    }
+
+    fn authenticate_device(&mut self, connection: ConnectionId, id: &str, key: u8) {
+        let key = (key & 3 != 0).then(|| format!("a device key of sixteen bytes {}", key & 1));
+        let body = json!({"version": "1", "id": id, "abilities": [], "deviceKey": key});
+        self.ask(connection, 101, &body, Some(Party::Device(id.to_owned())));
+    }
+
+    fn send_message(&mut self, connection: ConnectionId, to: &str, id: u8) {
+        // Few ids, so that some repeat; the text says the sender's view.
+        self.number += 1;
+        let body = json!({"to": to, "msg": format!("text {}", self.number)});
+        self.request(connection, 200, &format!("m{}", id % 12), &body);
+    }
+
+    /// Acknowledges some received messages, or one that was never received.
+    fn acknowledge(&mut self, connection: ConnectionId, which: u8) {
+        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let ids: Vec<_> = match which % 4 {
+            0 => vec![format!("m{}", which >> 4)],
+            1 => client.received.clone(),
+            count => client.received.iter().take(usize::from(count)).cloned().collect(),
+        };
+        client.acknowledged.extend(ids.iter().cloned());
+        let body: Value = ids.iter().map(|id| json!({"msgid": id})).collect();
+        self.request(connection, 201, "", &body);
+    }
+
+    fn fetch(&mut self, connection: ConnectionId) {
+        if let Some(client) = self.clients.get_mut(&connection) {
+            client.fetches += 1;
+        }
+        self.request(connection, 202, "", &Value::Null);
+    }
+
+    fn contact(&mut self, connection: ConnectionId, cmd: i32, device: &str) {
+        self.ask(connection, cmd, &json!({"deviceId": device}), None);
+    }
+
+    fn exchange_key(&mut self, connection: ConnectionId) {
+        let data = Bytes::from_static(&[1; 256]);
+        let envelope = Envelope { cmd: 2, msg_id: String::new(), is_encrypt: false, data };
+        self.frame(connection, envelope.to_frame().slice(4..));
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.machine.handle_timeout(self.now);
+    }
+
+    /// Passes results to the machine: all of them, or one.
+    fn complete(&mut self, which: usize) {
+        self.drain();
+        loop {
+            let waiting = self.appends.len().min(1) + self.results.len() + self.jobs.len();
+            if waiting == 0 {
+                return;
+            }
+            let mut index = which % waiting;
+            if !self.appends.is_empty() && index == 0 {
+                self.complete_append();
+            } else {
+                index -= self.appends.len().min(1);
+                match self.results.len() {
+                    results if index < results => {
+                        let (id, result) = self.results.remove(index);
+                        self.machine.handle_store_result(self.now, id, result);
+                    }
+                    results => {
+                        let (id, result) = self.jobs.remove(index - results);
+                        self.machine.handle_job_result(self.now, id, result);
+                    }
+                }
+            }
+            self.drain();
+            if which != usize::MAX {
+                return;
+            }
+        }
+    }
+
+    fn complete_append(&mut self) {
+        let Some((id, message, result)) = self.appends.pop_front() else { return };
+        if result.is_ok() {
+            *self.acknowledgeable.entry((message.sender, message.message_id)).or_default() += 1;
+        }
+        self.machine.handle_store_result(self.now, id, result);
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            match output {
+                Output::Frame { connection, frame } => self.receive(connection, &frame),
+                Output::Close(connection) => {
+                    self.clients.remove(&connection);
+                    self.slots.retain(|_, open| *open != connection);
+                }
+                Output::Handled { connection, bytes } => {
+                    let Some(client) = self.clients.get_mut(&connection) else { continue };
+                    client.unhandled = client.unhandled.checked_sub(bytes).expect("handled once");
+                }
+                Output::Authenticated(_) => {}
+                Output::Store { id, request } => self.call(id, request),
+                Output::Job { id, job } => {
+                    let result = match job {
+                        Job::Hash { password } => JobResult::Hash(password),
+                        Job::Verify { password, hash } => JobResult::Verified(hash == Some(password)),
+                        Job::SessionKey(_) => JobResult::SessionKey(SessionKey::new(KEY)),
+                    };
+                    self.jobs.push((id, result));
+                }
+            }
+        }
+    }
+
+    fn call(&mut self, id: RequestId, request: StoreRequest) {
+        if self.failures > 0 {
+            self.failures -= 1;
+            let error = if self.failures == 0 { StoreError::DiskFull } else { StoreError::Overloaded };
+            return match request {
+                StoreRequest::Append(message) => self.appends.push_back((id, message, Err(error))),
+                _ => self.results.push((id, Err(error))),
+            };
+        }
+        if let StoreRequest::Acknowledge { mailbox, sequences, .. } = &request {
+            self.check_removal(*mailbox, sequences);
+        }
+        let mut called = call_store(&self.store, request.clone());
+        let Poll::Ready(result) = called.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            panic!("not in memory")
+        };
+        match (request, &result) {
+            (StoreRequest::Append(message), _) => {
+                self.note_stored(&message, &result);
+                return self.appends.push_back((id, message, result));
+            }
+            (StoreRequest::OpenMailbox(party), Ok(StoreReply::Mailbox(mailbox))) => {
+                self.owners.insert(mailbox.id, party);
+            }
+            (StoreRequest::Acknowledge { mailbox, sequences, .. }, Ok(_)) => {
+                let messages = self.mailboxes.entry(mailbox).or_default();
+                sequences.iter().for_each(|sequence| drop(messages.remove(sequence)));
+            }
+            _ => {}
+        }
+        self.results.push((id, result));
+    }
+
+    fn note_stored(&mut self, message: &NewMessage, result: &Result<StoreReply, StoreError>) {
+        let Ok(StoreReply::Appended(appended)) = result else { return };
+        for (copy, appended) in message.copies.iter().zip(appended) {
+            let Appended::Stored(sequence) = appended else { continue };
+            let messages = self.mailboxes.entry(copy.mailbox).or_default();
+            let (sender, message_id) = (message.sender.clone(), message.message_id.clone());
+            messages.insert(*sequence, Stored { sender, message_id, body: copy.body.clone() });
+            assert!(messages.len() as u64 <= MESSAGES, "a mailbox keeps its limit");
+        }
+    }
+
+    /// Only what a client of the owner has acknowledged is removed.
+    fn check_removal(&self, mailbox: MailboxId, sequences: &[u64]) {
+        let (owner, messages) = (&self.owners[&mailbox], &self.mailboxes[&mailbox]);
+        for sequence in sequences {
+            let Some(message) = messages.get(sequence) else { continue };
+            let is_acknowledged = self.clients.values().any(|client| {
+                client.party.as_ref() == Some(owner) && client.acknowledged.contains(&message.message_id)
+            });
+            assert!(is_acknowledged, "{} was not acknowledged by {owner}", message.message_id);
+        }
+    }
+
+    fn receive(&mut self, connection: ConnectionId, frame: &Bytes) {
+        let mut envelope = Envelope::parse(frame.slice(4..)).expect("a valid frame");
+        // The client may have closed in the same step.
+        let Some(client) = self.clients.get_mut(&connection) else { return };
+        if envelope.is_encrypt && !envelope.data.is_empty() {
+            assert!(client.has_key);
+            envelope.data = SessionKey::new(KEY).decrypt(&envelope.data).expect("encrypted").into();
+        }
+        match envelope.cmd {
+            2 => client.has_key |= envelope.data.starts_with(br#"{"code":100"#),
+            200 if envelope.data.is_empty() => self.receive_acknowledgement(connection, envelope.msg_id),
+            201 if envelope.msg_id.is_empty() && envelope.data.starts_with(b"[") => {
+                self.receive_push(connection, &envelope.data);
+            }
+            _ => {
+                let Some(party) = client.open.remove(&envelope.msg_id) else { return };
+                let body: Value = serde_json::from_slice(&envelope.data).expect("JSON");
+                if party.is_some() && body["code"] == 100 {
+                    self.authenticated(connection, party);
+                }
+            }
+        }
+    }
+
+    fn authenticated(&mut self, connection: ConnectionId, party: Option<Party>) {
+        let others = self.clients.iter().filter(|(id, client)| **id != connection && client.party == party);
+        assert_eq!(others.count(), 0, "{party:?} is online once");
+        let client = self.clients.get_mut(&connection).expect("it is open");
+        // A fetch may have been sent behind the login already.
+        (client.party, client.last) = (party, 0);
+        client.received.clear();
+        client.acknowledged.clear();
+    }
+
+    fn receive_acknowledgement(&mut self, connection: ConnectionId, msg_id: String) {
+        // The client may have authenticated as somebody else after it had sent the message.
+        let senders = self.owners.values().cloned().chain(self.clients[&connection].party.clone());
+        let stored = senders.map(|sender| (sender, msg_id.clone()));
+        let stored =
+            stored.filter(|key| self.acknowledgeable.get(key).is_some_and(|count| *count > 0)).next();
+        let key = stored.expect("what is acknowledged is stored");
+        *self.acknowledgeable.entry(key).or_default() -= 1;
+    }
+
+    fn receive_push(&mut self, connection: ConnectionId, data: &[u8]) {
+        let client = self.clients.get_mut(&connection).expect("it is open");
+        let party = client.party.as_ref().expect("it has authenticated");
+        let pushed: Vec<Value> = serde_json::from_slice(data).expect("JSON");
+        let mailbox = self.owners.iter().find(|(_, owner)| *owner == party).expect("it has a mailbox").0;
+        let messages = &self.mailboxes[mailbox];
+        for message in pushed {
+            let text = |key: &str| message[key].as_str().expect("a text");
+            assert_eq!(text("to"), party.name());
+            let is_this = |stored: &Stored| {
+                stored.message_id == text("msgid")
+                    && stored.sender.name() == text("from")
+                    && stored.body == text("msg").as_bytes()
+            };
+            let mut found = messages.iter().filter(|(_, stored)| is_this(stored)).map(|(number, _)| *number);
+            // It may be removed already, while its page was on its way.
+            let Some(sequence) = found.next() else { continue };
+            if sequence <= client.last {
+                client.fetches = client.fetches.checked_sub(1).expect("again only after a fetch");
+            }
+            client.last = sequence;
+            client.received.push(text("msgid").to_owned());
+        }
+    }
+
+    /// Completes everything; then every request is answered, and every message that is stored reaches its addressee.
+    fn end(&mut self) {
+        self.failures = 0;
+        self.complete(usize::MAX);
+        for client in self.clients.values() {
+            assert!(client.open.is_empty(), "unanswered: {:?}", client.open.keys());
+            assert_eq!(client.unhandled, 0, "every frame is done with");
+        }
+        assert!(self.acknowledgeable.values().all(|count| *count == 0) || self.has_closed());
+        // Rates are full again.
+        self.wait(Duration::from_secs(3600));
+        self.drain();
+        assert!(self.clients.is_empty(), "silent clients are closed");
+        self.complete(usize::MAX);
+        assert_eq!((self.machine.counters().connections, self.machine.counters().online), (0, 0));
+        for (mailbox, party) in self.owners.clone() {
+            self.check_delivery(mailbox, party);
+        }
+    }
+
+    /// Returns whether a connection has ended, whose acknowledgements nobody gets.
+    fn has_closed(&self) -> bool {
+        self.next as usize > self.clients.len()
+    }
+
+    fn check_delivery(&mut self, mailbox: MailboxId, party: Party) {
+        let connection = self.open(4);
+        match &party {
+            Party::User(name) => {
+                for password in 0..2 {
+                    self.log_in(connection, 100, name, password);
+                    self.complete(usize::MAX);
+                }
+            }
+            Party::Device(id) => {
+                for (slot, key) in [(3, 0), (3, 2), (3, 1), (0, 0), (0, 2), (0, 1)] {
+                    self.close(4);
+                    self.close(slot);
+                    let connection = self.open(slot);
+                    self.authenticate_device(connection, id, key);
+                    self.complete(usize::MAX);
+                    if self.clients.get(&connection).is_some_and(|client| client.party.is_some()) {
+                        break;
+                    }
+                }
+            }
+        }
+        let is_party = |(_, client): &(&ConnectionId, &Client)| client.party.as_ref() == Some(&party);
+        let Some(connection) = self.clients.iter().find(is_party).map(|(connection, _)| *connection) else {
+            // A recipient that has never logged in.
+            return;
+        };
+        self.fetch(connection);
+        self.drain();
+        self.complete(usize::MAX);
+        let received = &self.clients[&connection].received;
+        let stored = self.mailboxes.entry(mailbox).or_default().values();
+        let expected: Vec<_> = stored.map(|message| message.message_id.clone()).collect();
+        assert_eq!(*received, expected, "everything that is stored reaches {party}, in order");
+    }
+}
