@@ -37,7 +37,7 @@ impl Server {
         let plenty = "{ burst = 1000000, per_second = 1000000 }";
         let text = format!(
             "state = {:?}\nlisten = ['127.0.0.1']\npublic = ['127.0.0.1']\nport = 23478\naux_port = 0\n[tls]\nport = 0\n\
-             [limits]\nconnections_per_address = 100000\n[messaging]\nenabled = true\nport = 23480\n[messaging.limits]\n\
+             [limits]\nconnections_per_address = 100000\n[turn]\nmax_allocations = 1000\n[messaging]\nenabled = true\nport = 23480\n[messaging.limits]\n\
              registrations_per_network = {plenty}\nlogins_per_network = {plenty}\nrequests_per_connection = {plenty}\n",
             folder.path().join("state")
         );
@@ -215,8 +215,14 @@ fn idle(is_authenticated: bool) -> f64 {
     // What the process needs once does not count.
     let _first = open(0..500);
     let before = server.resident_kib();
-    let _sessions = open(500..500 + SESSIONS);
-    (server.resident_kib() - before) as f64 / SESSIONS as f64
+    let mut sessions = open(500..500 + SESSIONS);
+    let each = (server.resident_kib() - before) as f64 / SESSIONS as f64;
+    for client in &mut sessions {
+        // It was not evicted.
+        client.send(0, "", Vec::new());
+        assert_eq!(client.receive(), Envelope::default());
+    }
+    each
 }
 
 fn main() {

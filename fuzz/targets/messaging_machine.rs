@@ -12,7 +12,7 @@ use ginnel::internals::messaging::store_request::{StoreReply, StoreRequest};
 use ginnel::internals::messaging::wire::Envelope;
 use ginnel::internals::net::time;
 use ginnel::internals::store::{
-    Appended, MailboxId, MemoryStore, NewMessage, Party, StoreError, StoreLimits,
+    Acknowledgement, Appended, MailboxId, MemoryStore, NewMessage, Party, StoreError, StoreLimits,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -170,7 +170,7 @@ impl World {
             13 => self.contact(connection, 203 + i32::from(input.byte() & 1), input.pick(&DEVICES)),
             14 => match input.byte() % 3 {
                 0 => self.machine.handle_congested(connection),
-                1 => self.machine.handle_drained(connection),
+                1 => self.machine.handle_drained(self.now, connection),
                 _ => self.exchange_key(connection),
             },
             _ => {
@@ -325,6 +325,7 @@ impl World {
                     client.unhandled = client.unhandled.checked_sub(bytes).expect("handled once");
                 }
                 Output::Authenticated(_) => {}
+                Output::Text { .. } => panic!("the modern protocol is not spoken"),
                 Output::Store { id, request } => self.call(id, request),
                 Output::Job { id, job } => {
                     let result = match job {
@@ -347,7 +348,10 @@ impl World {
                 _ => self.results.push((id, Err(error))),
             };
         }
-        if let StoreRequest::Acknowledge { mailbox, sequences, .. } = &request {
+        if let StoreRequest::Acknowledge { mailbox, acknowledgement, .. } = &request {
+            let Acknowledgement::Sequences(sequences) = acknowledgement else {
+                panic!("by the old protocol")
+            };
             self.check_removal(*mailbox, sequences);
         }
         let mut called = call_store(&self.store, request.clone());
@@ -362,7 +366,14 @@ impl World {
             (StoreRequest::OpenMailbox(party), Ok(StoreReply::Mailbox(mailbox))) => {
                 self.owners.insert(mailbox.id, party);
             }
-            (StoreRequest::Acknowledge { mailbox, sequences, .. }, Ok(_)) => {
+            (
+                StoreRequest::Acknowledge {
+                    mailbox,
+                    acknowledgement: Acknowledgement::Sequences(sequences),
+                    ..
+                },
+                Ok(_),
+            ) => {
                 let messages = self.mailboxes.entry(mailbox).or_default();
                 sequences.iter().for_each(|sequence| drop(messages.remove(sequence)));
             }

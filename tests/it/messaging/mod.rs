@@ -40,7 +40,8 @@ impl Messaging {
     /// Starts one with a program before it that runs it.
     fn start_under(runner: &[&str], rest: &str) -> Self {
         let port = free_ports();
-        let turn = format!("[messaging]\nenabled = true\nport = {port}\n{rest}\n");
+        // Few relays, so that connections have the descriptors.
+        let turn = format!("max_allocations = 1000\n[messaging]\nenabled = true\nport = {port}\n{rest}\n");
         let lines = Lines { top: "workers = 1", turn: &turn };
         let server = TestServer::under(runner, lines);
         Self { server, plain: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port) }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{CHEAP, Client, Messaging, PATIENCE};
-use crate::tools;
 use crate::waiting::wait_until_steady;
+use crate::{metrics, tools};
 
 /// What an idle session may cost.
 const MOST_KIB: f64 = 4.0;
@@ -36,6 +36,8 @@ fn open_sessions(messaging: &Messaging, count: usize, is_authenticated: bool) ->
     let before = resident();
     sessions.append(&mut open(200, count));
     let after = resident();
+    let open = metrics::value(messaging.server.address, "ginnel_messaging_connections");
+    assert_eq!(open, sessions.len() as u64, "none is evicted");
     (sessions, after.saturating_sub(before) as f64 / count as f64)
 }
 
