@@ -35,7 +35,7 @@ pub(super) enum JsonLoginStep {
     /// A device logs in: which devices has the account?
     Device(Box<DeviceClaim>),
     /// The state of the device's mailbox is read.
-    Mailbox { user: String, device: AccountDeviceId, is_removed: bool },
+    Mailbox { user: String, device: AccountDeviceId, reads_mailbox: bool, is_removed: bool },
     /// Which identity key has the account?
     Identity { user: String, signature: [u8; 64] },
     /// Which password has the account?
@@ -62,6 +62,7 @@ pub(super) struct Registration {
 #[derive(Debug)]
 pub(super) struct DeviceClaim {
     user: String,
+    reads_mailbox: bool,
     key: [u8; 32],
     signature: [u8; 64],
 }
@@ -137,12 +138,18 @@ impl Machine {
         if !is_name(&user) {
             return self.refuse_request(reply_to, ErrorCode::Invalid, "user");
         }
-        if !self.rates.login(now.mono, ip, &user) {
+        // A signature cannot be guessed: only its network is limited.
+        let is_allowed = match proof {
+            LoginProof::Password(_) => self.rates.login(now.mono, ip, &user),
+            LoginProof::Device { .. } | LoginProof::Identity(_) => self.rates.signed_login(now.mono, ip),
+        };
+        if !is_allowed {
             return self.throttle(reply_to);
         }
         let (request, step) = match proof {
-            LoginProof::Device { key, signature } => {
-                let claim = DeviceClaim { user: user.clone(), key: key.0, signature: signature.0 };
+            LoginProof::Device { reads_mailbox, key, signature } => {
+                let claim =
+                    DeviceClaim { user: user.clone(), reads_mailbox, key: key.0, signature: signature.0 };
                 (StoreRequest::AccountDevices(user), JsonLoginStep::Device(Box::new(claim)))
             }
             LoginProof::Identity(signature) => {
@@ -266,10 +273,10 @@ impl Machine {
                 self.check_device(now, reply_to, *claim, (&devices, &challenge));
             }
             (
-                JsonLoginStep::Mailbox { user, device, is_removed: false, .. },
+                JsonLoginStep::Mailbox { user, device, reads_mailbox, is_removed: false },
                 Ok(StoreReply::Mailbox(mailbox)),
             ) => {
-                self.log_device_in(reply_to, user, device, mailbox);
+                self.log_device_in(reply_to, user, (device, reads_mailbox), mailbox);
             }
             (JsonLoginStep::Identity { user, signature }, Ok(StoreReply::Account(account))) => {
                 let key = account.and_then(|account| account.identity_key);
@@ -329,7 +336,7 @@ impl Machine {
         claim: DeviceClaim,
         (devices, challenge): (&[AccountDevice], &[u8; 32]),
     ) {
-        let DeviceClaim { user, key, signature } = claim;
+        let DeviceClaim { user, reads_mailbox, key, signature } = claim;
         let Some(device) = devices.iter().find(|device| device.details.signing_key == key) else {
             return self.refuse_login(reply_to, WRONG_CREDENTIALS);
         };
@@ -341,7 +348,7 @@ impl Machine {
             return self.refuse_login(reply_to, WRONG_CREDENTIALS);
         }
         let (id, mailbox) = (device.id, device.mailbox);
-        let step = JsonLoginStep::Mailbox { user, device: id, is_removed: false };
+        let step = JsonLoginStep::Mailbox { user, device: id, reads_mailbox, is_removed: false };
         self.call_for_json(StoreRequest::Mailbox(mailbox), JsonStep::Login(step), reply_to);
     }
 
@@ -368,13 +375,22 @@ impl Machine {
         self.accept(reply_to, &LoggedIn { mailbox: None });
     }
 
-    /// Makes a connection the one of a device; an older one is closed.
-    fn log_device_in(&mut self, reply_to: JsonReplyTo, user: String, id: AccountDeviceId, mailbox: Mailbox) {
+    /// Makes a connection one of a device. One that reads the mailbox replaces an older one that does.
+    fn log_device_in(
+        &mut self,
+        reply_to: JsonReplyTo,
+        user: String,
+        (id, reads_mailbox): (AccountDeviceId, bool),
+        mailbox: Mailbox,
+    ) {
         let connection = reply_to.connection;
-        let older = self.readers.get(&mailbox.id).copied().filter(|older| *older != connection);
-        let kind = AccessKind::Device(Box::new(DeviceAccess { id, inbox: Inbox::new(mailbox) }));
-        self.set_access(connection, Access { user, kind });
-        self.readers.insert(mailbox.id, connection);
+        let older =
+            self.readers.get(&mailbox.id).copied().filter(|older| *older != connection && reads_mailbox);
+        let access = DeviceAccess { id, reads_mailbox, inbox: Inbox::new(mailbox) };
+        self.set_access(connection, Access { user, kind: AccessKind::Device(Box::new(access)) });
+        if reads_mailbox {
+            self.readers.insert(mailbox.id, connection);
+        }
         // After the new one is there, so that nobody sees the user offline.
         if let Some(older) = older {
             self.counters.conflicts += 1;
@@ -393,8 +409,8 @@ impl Machine {
     fn set_access(&mut self, connection: ConnectionId, access: Access) {
         self.counters.logins += 1;
         self.set_authenticated(connection);
-        let (user, party, is_device) = (access.user.clone(), access.party(), access.device().is_some());
-        if is_device {
+        let (user, party, is_reader) = (access.user.clone(), access.party(), access.reads_mailbox());
+        if is_reader {
             self.on_came(&party);
         }
         self.forget_watch(connection);
@@ -419,7 +435,9 @@ impl Machine {
             if self.readers.get(&mailbox) == Some(&connection) {
                 self.readers.remove(&mailbox);
             }
-            self.on_left(&access.party());
+            if device.reads_mailbox {
+                self.on_left(&access.party());
+            }
         }
     }
 

@@ -63,6 +63,8 @@ pub(super) enum AccessKind {
 #[derive(Debug)]
 pub(super) struct DeviceAccess {
     pub(super) id: AccountDeviceId,
+    /// Another connection of the device may read the mailbox instead.
+    pub(super) reads_mailbox: bool,
     pub(super) inbox: Inbox,
 }
 
@@ -98,6 +100,11 @@ impl Access {
             AccessKind::Device(device) => Some(device),
             AccessKind::Password | AccessKind::Identity => None,
         }
+    }
+
+    /// Returns whether the connection is the one that reads the mailbox of its device.
+    pub(super) fn reads_mailbox(&self) -> bool {
+        self.device().is_some_and(|device| device.reads_mailbox)
     }
 
     pub(super) fn device_mut(&mut self) -> Option<&mut DeviceAccess> {
@@ -210,6 +217,7 @@ impl Machine {
             return self.refuse_request(reply_to, ErrorCode::NotLoggedIn, "log in first");
         };
         let (user, has_device) = (access.user.clone(), access.device().is_some());
+        let reads_mailbox = access.reads_mailbox();
         match request {
             Request::Send(_)
             | Request::Fetch(_)
@@ -219,6 +227,10 @@ impl Machine {
                 if !has_device =>
             {
                 self.refuse_request(reply_to, ErrorCode::NotLoggedIn, "log in as a device first");
+            }
+            Request::Follow(_) | Request::Unfollow(_) | Request::Ack(_) if !reads_mailbox => {
+                let text = "this session does not read the mailbox";
+                self.refuse_request(reply_to, ErrorCode::Invalid, text);
             }
             Request::SetIdentity(set) => self.handle_set_identity(now, reply_to, user, set),
             Request::SetPassword(set) => self.handle_set_password(now, reply_to, user, set.password),

@@ -131,9 +131,14 @@ pub(super) fn registration(client: WebSocket, user: &str, seed: u8) -> Request {
 }
 
 pub(super) fn device_login(client: WebSocket, user: &str, key: &SigningKey) -> Request {
+    login_of_device(client, user, key, true)
+}
+
+/// A login of a device that reads its mailbox, or not.
+fn login_of_device(client: WebSocket, user: &str, key: &SigningKey, reads_mailbox: bool) -> Request {
     let (challenge, signing_key) = (&client.challenge, &key.public());
     let signature = FixedBytes(key.sign(&Statement::DeviceLogin { challenge, user, signing_key }));
-    let proof = LoginProof::Device { key: FixedBytes(*signing_key), signature };
+    let proof = LoginProof::Device { reads_mailbox, key: FixedBytes(*signing_key), signature };
     Request::Login(Login { user: user.to_owned(), proof })
 }
 
@@ -377,6 +382,25 @@ fn a_second_connection_of_a_device_replaces_the_first() {
 }
 
 #[test]
+fn a_connection_that_does_not_read_the_mailbox_replaces_none() {
+    let mut server = Server::new();
+    server.register_device("alice", 1);
+    let reader = server.log_in("alice", 2);
+    let other = server.websocket();
+    let login = login_of_device(other, "alice", &key(2), false);
+    assert!(server.ok(other, &login)["epoch"].is_u64());
+    assert_eq!(server.events(reader), [] as [serde_json::Value; 0]);
+    assert_eq!((server.closed.len(), server.machine.counters().conflicts), (0, 0));
+    server.refused(other, &Request::Follow(Follow { after: 0 }), "invalid");
+    server.refused(other, &Request::Ack(Ack { up_to: 0 }), "invalid");
+    server.ok(other, &Request::Fetch(Fetch { after: 0, limit: 1 }));
+    server.ok(other, &Request::Logout(Empty {}));
+    server.ok(reader, &Request::Follow(Follow { after: 0 }));
+    server.ok(reader, &Request::Logout(Empty {}));
+    assert_eq!(server.machine.counters().online, 0);
+}
+
+#[test]
 fn a_connection_may_log_in_again_as_something_else() {
     let mut server = Server::new();
     server.register_device("alice", 1);
@@ -492,7 +516,7 @@ fn a_silent_client_is_told_so_and_closed_and_signs_of_life_keep_it() {
 #[test]
 fn logins_registrations_and_look_ups_of_one_network_are_limited_and_others_are_served() {
     let limits = Limits {
-        logins_per_account: Rate::new(0.1, 2.0),
+        logins_per_network: Rate::new(0.1, 2.0),
         registrations_per_network: Rate::new(0.1, 2.0),
         ..Limits::default()
     };
@@ -520,7 +544,8 @@ fn signatures_of_all_clients_together_are_limited() {
     let mut server = Server::new();
     server.register_device("alice", 1);
     let wrong = FixedBytes([0; 64]);
-    let proof = LoginProof::Device { key: FixedBytes(key(2).public()), signature: wrong };
+    let proof =
+        LoginProof::Device { reads_mailbox: true, key: FixedBytes(key(2).public()), signature: wrong };
     let login = Request::Login(Login { user: "alice".to_owned(), proof });
     let mut codes = Vec::new();
     for network in 0..2100 {
@@ -530,6 +555,21 @@ fn signatures_of_all_clients_together_are_limited() {
     }
     assert_eq!(codes.iter().filter(|code| **code == "wrong_credentials").count(), 1999);
     assert_eq!(codes.iter().filter(|code| **code == "try_again_later").count(), 101);
+}
+
+#[test]
+fn passwords_of_one_account_are_limited_and_signatures_are_not() {
+    let limits = Limits { logins_per_account: Rate::new(0.1, 2.0), ..Limits::default() };
+    let mut server = Server::with(Config { limits, ..Config::default() }, StoreLimits::default());
+    server.register_device("alice", 1);
+    let client = server.websocket_from("192.0.2.200", true);
+    for code in ["wrong_credentials", "wrong_credentials", "try_again_later"] {
+        server.refused(client, &password_login("alice", "guess"), code);
+    }
+    for _ in 0..3 {
+        server.ok(client, &device_login(client, "alice", &key(2)));
+        server.ok(client, &identity_login(client, "alice", &key(1)));
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod answers;
 mod requests;
 
+pub use answers::ErrorCode;
 pub(crate) use answers::*;
 use data_encoding::BASE64URL_NOPAD;
 pub(crate) use requests::*;

@@ -35,7 +35,13 @@ fn requests_are_written_and_read_back() {
     let login = |proof| Request::Login(Login { user: "al".into(), proof });
     assert_request(
         &format!(r#"{{"id":7,"type":"login","user":"al","device_key":"{k}","signature":"{s}"}}"#),
-        &login(LoginProof::Device { key: key(1), signature }),
+        &login(LoginProof::Device { reads_mailbox: true, key: key(1), signature }),
+    );
+    assert_request(
+        &format!(
+            r#"{{"id":7,"type":"login","user":"al","device_key":"{k}","signature":"{s}","mailbox":false}}"#
+        ),
+        &login(LoginProof::Device { reads_mailbox: false, key: key(1), signature }),
     );
     assert_request(
         &format!(r#"{{"id":7,"type":"login","user":"al","identity_signature":"{s}"}}"#),

@@ -54,6 +54,12 @@ impl Rates {
             )
     }
 
+    /// A login by a signature, whatever the account.
+    pub(super) fn signed_login(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let network = NetworkPrefix::subscriber(ip);
+        take(&mut self.logins_per_network, now, &network, Limit::MessagingLoginsPerNetwork)
+    }
+
     pub(super) fn registration(&mut self, now: Instant, ip: IpAddr) -> bool {
         let network = NetworkPrefix::subscriber(ip);
         take(&mut self.registrations, now, &network, Limit::MessagingRegistrationsPerNetwork)

@@ -216,7 +216,8 @@ pub(crate) enum ClosingReason {
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum ErrorCode {
+#[non_exhaustive]
+pub enum ErrorCode {
     /// No JSON object with `id` and `type`.
     Malformed,
     /// Nothing has this type.

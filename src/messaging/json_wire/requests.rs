@@ -97,6 +97,8 @@ pub(crate) struct Login {
 pub(crate) enum LoginProof {
     /// A device logs in: it has a mailbox.
     Device {
+        /// Whether the connection reads the mailbox and replaces an older one that does.
+        reads_mailbox: bool,
         /// Its signing key.
         key: Key,
         /// [`Statement::DeviceLogin`](crate::messaging::signing::Statement::DeviceLogin) by this key.
@@ -119,6 +121,8 @@ struct LoginFields {
     identity_signature: Option<Signature>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     password: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mailbox: Option<bool>,
 }
 
 impl TryFrom<LoginFields> for Login {
@@ -126,7 +130,9 @@ impl TryFrom<LoginFields> for Login {
 
     fn try_from(fields: LoginFields) -> Result<Self, Self::Error> {
         let proof = match (fields.device_key, fields.signature, fields.identity_signature, fields.password) {
-            (Some(key), Some(signature), None, None) => LoginProof::Device { key, signature },
+            (Some(key), Some(signature), None, None) => {
+                LoginProof::Device { reads_mailbox: fields.mailbox.unwrap_or(true), key, signature }
+            }
             (None, None, Some(signature), None) => LoginProof::Identity(signature),
             (None, None, None, Some(password)) => LoginProof::Password(password),
             _ => return Err("device_key and signature, or identity_signature, or password"),
@@ -143,9 +149,11 @@ impl From<Login> for LoginFields {
             signature: None,
             identity_signature: None,
             password: None,
+            mailbox: None,
         };
         match login.proof {
-            LoginProof::Device { key, signature } => {
+            LoginProof::Device { reads_mailbox, key, signature } => {
+                fields.mailbox = Some(false).filter(|_| !reads_mailbox);
                 (fields.device_key, fields.signature) = (Some(key), Some(signature));
             }
             LoginProof::Identity(signature) => fields.identity_signature = Some(signature),
