@@ -12,6 +12,7 @@
 //! | [`gateway`] | virtual connections; [`gateway::client`] dials and accepts them |
 //! | [`ice`] | the ICE agent's state machine ([RFC 8445](https://www.rfc-editor.org/rfc/rfc8445)), [`ice::IceAgent`] |
 //! | [`agent`] | the ICE peer, [`Agent`] |
+//! | [`messaging_client`] | end-to-end encrypted messages to users who may be offline |
 //! | [`server`] | all services on their ports, [`Server`] |
 //!
 //! # Calling contract of the state machines
@@ -77,6 +78,8 @@ mod limits;
 mod load;
 #[cfg(any(feature = "messaging", feature = "messaging-client"))]
 mod messaging;
+#[cfg(feature = "messaging-client")]
+pub mod messaging_client;
 mod net;
 #[cfg(feature = "server")]
 pub mod server;
@@ -97,6 +100,8 @@ pub mod turn_client;
 pub mod turn_server;
 #[cfg(any(feature = "server", feature = "agent"))]
 mod turn_wire;
+#[cfg(any(feature = "server", feature = "messaging-client"))]
+mod whole_file;
 
 #[cfg(feature = "agent")]
 pub use agent::{Agent, Connection};

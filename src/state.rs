@@ -1,7 +1,6 @@
 //! The state folder: the server's secret and its keys, made at the first start and readable by nobody else.
 
-mod whole_file;
-
+pub(crate) use crate::whole_file::{make_file, replace_file};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -11,7 +10,6 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-pub(crate) use whole_file::{make_file, replace_file};
 
 /// The file of the secret, and those of the keys.
 const SECRET: &str = "secret";

@@ -48,7 +48,7 @@ impl Tls {
     }
 
     /// Performs the TLS handshake with `host` on a stream.
-    pub(super) async fn connect<S>(&self, stream: S, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<S>>
+    pub(crate) async fn connect<S>(&self, stream: S, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

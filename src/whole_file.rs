@@ -4,7 +4,6 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Creates a file (0600) unless it exists; returns whether it did.
@@ -45,7 +44,11 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -53,8 +56,8 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 /// Sees to it that the folder's entry outlives a loss of power too.
 fn settle(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
+        Some(folder) if cfg!(unix) => File::open(folder)?.sync_all(),
+        _ => Ok(()),
     }
 }
 
