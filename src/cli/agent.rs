@@ -1,9 +1,12 @@
 //! `agent`: its arguments, and the commands `listen` and `connect`.
 
 mod error;
+mod escape;
 mod gateway;
 mod gateway_error;
 mod gateway_report;
+#[cfg(feature = "messaging-client")]
+mod messages;
 mod pipe;
 mod report;
 mod secrets;
@@ -55,7 +58,7 @@ pub fn run_agent() -> ExitCode {
 #[command(
     name = "agent",
     version,
-    about = "An encrypted pipe between two hosts behind NATs, direct where the networks allow it",
+    about = "An encrypted pipe between two hosts behind NATs, direct where the networks allow it; and messages to users who may be offline",
     after_help = AFTER_HELP
 )]
 struct AgentLine {
@@ -72,6 +75,9 @@ enum AgentCommand {
     Connect(Connect),
     /// Publish a local TCP service at a gateway, under an id
     Share(gateway::ShareCommand),
+    #[cfg(feature = "messaging-client")]
+    #[command(flatten)]
+    Messages(messages::MessagesCommand),
     #[command(hide = true)]
     Serve(FormerServe),
 }
@@ -155,6 +161,8 @@ impl AgentCommand {
             Self::Listen(listen) => &listen.common.output,
             Self::Connect(connect) => &connect.common.output,
             Self::Share(share) => &share.output,
+            #[cfg(feature = "messaging-client")]
+            Self::Messages(command) => command.output(),
             Self::Serve(serve) => return serve.refuse(),
         };
         let report = Reporter::new(output.json);
@@ -168,6 +176,8 @@ impl AgentCommand {
             Self::Listen(listen) => listen.run(&report).await,
             Self::Connect(connect) => connect.run(&report).await,
             Self::Share(share) => share.run(report.clone()).await,
+            #[cfg(feature = "messaging-client")]
+            Self::Messages(command) => command.run(&report).await,
             Self::Serve(_) => Ok(USAGE),
         };
         match done {

@@ -57,7 +57,9 @@ impl UsageError {
             Self::NoKey | Self::ShortKey => {
                 "agent share --key-file FILE …     the file contains the key that `ginnel key --gateway` prints on the gateway"
             }
-            Self::NoTerminal => "--key-file FILE, or AGENT_KEY in the environment",
+            Self::NoTerminal => {
+                "--key-file FILE, or AGENT_KEY in the environment; for a password --password-file FILE"
+            }
             Self::Interrupted => "the same command again",
             Self::File { option: "--key-file", .. } => {
                 "--key-file FILE     the file contains the key that `ginnel key` prints on the server"
@@ -89,6 +91,9 @@ pub(super) enum CommandError {
     Connection(#[from] ConnectionError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    #[cfg(feature = "messaging-client")]
+    #[error(transparent)]
+    Messaging(#[from] super::messages::MessagingError),
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }
@@ -132,6 +137,11 @@ impl CommandError {
             }
             source = error.source();
         }
+        // The text of a messaging server is foreign.
+        #[cfg(feature = "messaging-client")]
+        if matches!(self, Self::Messaging(_)) {
+            message = super::escape::line(&message);
+        }
         message
     }
 
@@ -164,6 +174,8 @@ impl CommandError {
             Self::Connect { error, .. } => describe_connect(error),
             Self::Connection(error) => describe_connection(error),
             Self::Gateway(error) => error.describe(),
+            #[cfg(feature = "messaging-client")]
+            Self::Messaging(error) => error.describe(),
             Self::Output(_) => {
                 description(1, "local", "local", "a place that takes the output: agent … > FILE")
             }
@@ -217,7 +229,7 @@ fn describe_connect(error: &ConnectError) -> Description {
             3,
             "signal",
             "offline",
-            "run `agent listen` on the other machine and use the ticket that it prints",
+            "run `agent listen` on the other machine and use the ticket that it prints; `agent msg NAME TEXT` leaves its user a message",
         ),
         ConnectError::Refused(Refusal::Ticket) => description(4, "signal", "refused", SAME_LISTENER),
         ConnectError::Refused(Refusal::Busy) => description(

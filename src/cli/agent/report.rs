@@ -19,6 +19,10 @@ impl Reporter {
         Self { json }
     }
 
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Writes whole lines with one call, so that lines of other processes do not mix with them.
     pub(super) fn write(&self, text: impl FnOnce() -> String, event: impl FnOnce() -> Value) {
         let mut text = if self.json { event().to_string() } else { text() };

@@ -1,0 +1,190 @@
+//! `agent devices`: the devices of an account, its fingerprint, and those of others.
+
+use super::account::{AccountOptions, party, utc};
+use super::error::MessagingError;
+use super::login::{DeviceOptions, parse_account};
+use crate::cli::agent::OutputOptions;
+use crate::cli::agent::error::CommandError;
+use crate::cli::agent::escape;
+use crate::cli::agent::report::{Reporter, VERSION};
+use crate::messaging_client::{Account, DeviceCode, Fingerprint, PartyDevices, PartyName, Receive};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::io::{self, Write};
+
+/// Options of `agent devices`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(in crate::cli::agent) struct Devices {
+    /// Show the fingerprint of this user instead of your own devices
+    #[arg(value_parser = party)]
+    name: Option<PartyName>,
+    #[command(flatten)]
+    account: AccountOptions,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Add a device to your account, with the code that `agent devices request` printed there
+    Add {
+        /// The code: ginnel-device:…
+        #[arg(value_parser = code)]
+        code: DeviceCode,
+        #[command(flatten)]
+        account: AccountOptions,
+    },
+    /// Remove a device of your account; messages that wait for it are lost
+    Remove {
+        /// Its number, which `agent devices` shows
+        number: i64,
+        #[command(flatten)]
+        account: AccountOptions,
+    },
+    /// Print the code with which your account adds this machine
+    Request {
+        /// The server, as for `agent login`
+        server: String,
+        /// The name of the account
+        user: String,
+        #[command(flatten)]
+        device: DeviceOptions,
+    },
+    /// Trust another identity key of a user, in place of the one that was seen first
+    Trust {
+        /// The user
+        #[arg(value_parser = party)]
+        name: PartyName,
+        /// The fingerprint that `agent devices` shows on the user's own device
+        #[arg(required = true)]
+        fingerprint: Vec<String>,
+        #[command(flatten)]
+        account: AccountOptions,
+    },
+}
+
+fn code(text: &str) -> Result<DeviceCode, String> {
+    text.parse().map_err(|error: crate::messaging_client::DeviceCodeError| error.to_string())
+}
+
+impl Devices {
+    pub(super) fn output(&self) -> &OutputOptions {
+        match &self.action {
+            None => &self.account.output,
+            Some(
+                Action::Add { account, .. } | Action::Remove { account, .. } | Action::Trust { account, .. },
+            ) => &account.output,
+            Some(Action::Request { device, .. }) => &device.output,
+        }
+    }
+
+    pub(super) async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
+        match self.action {
+            None => show(&self.account, self.name, report).await?,
+            Some(Action::Add { code, account }) => add(&account, code, report).await?,
+            Some(Action::Remove { number, account }) => {
+                let (_, client) = account.connect(Receive::Nothing).await?;
+                client.remove_device(number).await.map_err(MessagingError::from)?;
+            }
+            Some(Action::Request { server, user, device }) => request(&server, &user, &device, report)?,
+            Some(Action::Trust { name, fingerprint, account }) => {
+                let fingerprint: Fingerprint = fingerprint.join(" ").parse().map_err(|_| {
+                    MessagingError::Input("a fingerprint has 8 groups of 4 hexadecimal digits")
+                })?;
+                let (_, client) = account.connect(Receive::Nothing).await?;
+                client.trust(&name, fingerprint).await.map_err(MessagingError::from)?;
+                // The server must show this one, or nothing can be sent.
+                client.devices(&name).await.map_err(MessagingError::from)?;
+                client.close().await.map_err(MessagingError::from)?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+async fn add(account: &AccountOptions, code: DeviceCode, report: &Reporter) -> Result<(), CommandError> {
+    let (account, client) = account.connect(Receive::Nothing).await?;
+    let label = code.label().to_owned();
+    client.add_device(code).await.map_err(MessagingError::from)?;
+    client.close().await.map_err(MessagingError::from)?;
+    let fingerprint = account.fingerprint().map_err(MessagingError::from)?.map(|it| it.to_string());
+    report.write(
+        || {
+            let key = fingerprint.as_deref().unwrap_or("unknown");
+            format!(
+                "Added    {}\nKey      {key}\n\nOn the new device run:\n    agent login {} {}",
+                escape::line(&label),
+                account.server(),
+                account.user()
+            )
+        },
+        || json!({"v": VERSION, "t": "device_added", "label": label, "fingerprint": fingerprint}),
+    );
+    Ok(())
+}
+
+fn request(server: &str, user: &str, device: &DeviceOptions, report: &Reporter) -> Result<(), CommandError> {
+    let address = parse_account(server, user)?;
+    let folder = device.state.folder_of(&address, user)?;
+    let options = device.registration()?;
+    let account = Account::prepare_device(&folder, &address, user, options).map_err(MessagingError::from)?;
+    let code = account.device_code().map_err(MessagingError::from)?.to_string();
+    report.write(
+        || {
+            format!(
+                "On a device of the account run:\n    agent devices add {code}\nand then here:\n    agent login {server} {user}"
+            )
+        },
+        || json!({"v": VERSION, "t": "device_code", "code": code}),
+    );
+    Ok(())
+}
+
+async fn show(
+    options: &AccountOptions,
+    name: Option<PartyName>,
+    report: &Reporter,
+) -> Result<(), CommandError> {
+    let (account, client) = options.connect(Receive::Nothing).await?;
+    let party = name.unwrap_or_else(|| account.party());
+    let found = client.devices(&party).await.map_err(MessagingError::from)?;
+    client.close().await.map_err(MessagingError::from)?;
+    let own_key = account.signing_key().map_err(MessagingError::from)?;
+    write_devices(&party, &found, &own_key, report).map_err(CommandError::Output)
+}
+
+fn write_devices(
+    party: &PartyName,
+    found: &PartyDevices,
+    own_key: &[u8; 32],
+    report: &Reporter,
+) -> io::Result<()> {
+    let fingerprint = found.fingerprint.map(|fingerprint| fingerprint.to_string());
+    let name = party.to_string();
+    let mut text = match (report.is_json(), &fingerprint) {
+        (true, _) => {
+            json!({"v": VERSION, "t": "party", "party": name, "fingerprint": fingerprint}).to_string()
+        }
+        (false, Some(fingerprint)) => format!("{}  {fingerprint}", escape::line(&name)),
+        (false, None) => format!("{}  no keys: messages are NOT ENCRYPTED", escape::line(&name)),
+    };
+    for device in &found.devices {
+        let is_this = device.signing_key.0 == *own_key;
+        let label = device.label.as_deref().unwrap_or_default();
+        text.push('\n');
+        text.push_str(&match report.is_json() {
+            true => json!({
+                "v": VERSION, "t": "device", "device": device.device, "label": device.label, "created_at": device.created_at,
+                "this": is_this,
+            })
+            .to_string(),
+            false => {
+                let this = if is_this { "  (this device)" } else { "" };
+                format!("{:>5}  {}  {}{this}", device.device, utc(device.created_at), escape::line(label))
+            }
+        });
+    }
+    text.push('\n');
+    io::stdout().lock().write_all(text.as_bytes())
+}

@@ -1,0 +1,161 @@
+//! The errors of the messaging commands of `agent`.
+
+use crate::cli::agent::error::Description;
+use crate::messaging_client::{ClientError, Distrust, ErrorCode, RequestError};
+use std::io;
+use std::path::PathBuf;
+
+/// Why a messaging command failed.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::cli::agent) enum MessagingError {
+    #[error("there is no account on this machine")]
+    NoAccount,
+    #[error("there is no home folder for the account")]
+    NoStateFolder,
+    #[error("{0} is no server")]
+    Server(String),
+    #[error("{0}")]
+    Input(&'static str),
+    #[error("not delivered within {0} s")]
+    NotDelivered(u64),
+    #[error("{}: {source}", path.display())]
+    State { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+const fn description(
+    exit_code: u8,
+    stage: &'static str,
+    code: &'static str,
+    hint: &'static str,
+) -> Description {
+    Description { exit_code, stage, code, hint }
+}
+
+const LOGIN: &str = "agent login SERVER USER     SERVER runs `ginnel serve` with `messaging.enabled = true`";
+const LINK: &str = "if the account is yours: `agent devices request SERVER USER` here, and `agent devices add CODE` on a device of the account";
+const LATER: &str = "try again later";
+const TRUST: &str = "ask the other side for the fingerprint that `agent devices` shows there; if it is the new one: agent devices trust NAME FINGERPRINT";
+
+impl MessagingError {
+    pub(in crate::cli::agent) fn describe(&self) -> Description {
+        match self {
+            Self::NoAccount | Self::Server(_) => description(2, "usage", "usage", LOGIN),
+            Self::NoStateFolder => description(2, "usage", "usage", "--state DIR"),
+            Self::Input(_) => {
+                description(2, "usage", "usage", "agent msg NAME TEXT     or the text on standard input")
+            }
+            Self::NotDelivered(_) => description(
+                6,
+                "delivery",
+                "timed_out",
+                "it stays stored; `agent inbox` shows when it is delivered",
+            ),
+            Self::State { .. } => description(1, "local", "local", "another folder: --state DIR"),
+            Self::Client(error) => describe_client(error),
+            Self::Request(error) => describe_request(error),
+        }
+    }
+}
+
+fn describe_client(error: &ClientError) -> Description {
+    match error {
+        ClientError::Unreachable { source, .. } => describe_unreachable(source),
+        ClientError::Refused { code, .. } => describe_code(*code),
+        ClientError::Replaced => {
+            description(4, "server", "replaced", "end the other `agent inbox` of this account")
+        }
+        ClientError::DeviceRemoved => description(4, "server", "device_removed", LINK),
+        ClientError::Storage { .. } => {
+            description(1, "local", "local", "another folder: --state DIR, or move the account's folder away")
+        }
+        _ => description(1, "server", "protocol", "update this agent or the server"),
+    }
+}
+
+fn describe_unreachable(error: &io::Error) -> Description {
+    match error.kind() {
+        io::ErrorKind::TimedOut => {
+            description(6, "server", "timed_out", "is the server up, and TCP 3478 open on the way to it?")
+        }
+        io::ErrorKind::InvalidData => description(
+            5,
+            "server",
+            "certificate",
+            "--ca FILE     the file contains the server's certificate; or ws://HOST without TLS: the network then sees who writes to whom",
+        ),
+        io::ErrorKind::Unsupported => description(
+            5,
+            "server",
+            "not_enabled",
+            "`messaging.enabled = true` in the server's configuration",
+        ),
+        _ => description(
+            5,
+            "server",
+            "unreachable",
+            "is the name right, `ginnel serve` running there, and TCP 3478 open?",
+        ),
+    }
+}
+
+fn describe_code(code: ErrorCode) -> Description {
+    match code {
+        ErrorCode::NotFound => description(3, "server", "not_found", "is the name right?"),
+        ErrorCode::NameTaken => description(4, "server", "name_taken", LINK),
+        ErrorCode::WrongCredentials => description(4, "server", "wrong_credentials", LINK),
+        ErrorCode::TlsRequired => description(2, "usage", "tls_required", "wss://HOST instead of ws://HOST"),
+        ErrorCode::RegistrationClosed => {
+            description(4, "server", "registration_closed", "ask the server's operator")
+        }
+        ErrorCode::MailboxFull => {
+            description(4, "server", "mailbox_full", "try again when the other side has read its messages")
+        }
+        ErrorCode::ContactsOnly => description(
+            4,
+            "server",
+            "contacts_only",
+            "the other side must add you: agent contacts add YOUR-NAME",
+        ),
+        ErrorCode::TooManyDevices => description(
+            4,
+            "server",
+            "too_many_devices",
+            "agent devices remove N     `agent devices` lists them",
+        ),
+        ErrorCode::ContactExists => {
+            description(4, "server", "contact_exists", "agent contacts     lists them")
+        }
+        _ => description(4, "server", "refused", LATER),
+    }
+}
+
+fn describe_request(error: &RequestError) -> Description {
+    match error {
+        RequestError::Refused { code, .. } => describe_code(*code),
+        RequestError::Distrusted { source: Distrust::IdentityChanged { .. }, .. } => {
+            description(4, "trust", "identity_changed", TRUST)
+        }
+        RequestError::Distrusted { .. } => description(
+            4,
+            "trust",
+            "distrusted",
+            "the server may be lying: ask the other side in another way",
+        ),
+        RequestError::NoDevice { .. } => {
+            description(3, "server", "no_device", "the other side must run `agent login` on a device")
+        }
+        RequestError::NotEncrypted { .. } => {
+            description(4, "trust", "not_encrypted", "leave out --encrypted-only to send it in plaintext")
+        }
+        RequestError::TooLong => description(2, "usage", "too_long", "send a shorter text"),
+        RequestError::Disconnected => description(7, "connection", "lost", "try again"),
+        RequestError::NoIdentity => {
+            description(4, "local", "no_identity", "run it on the device that registered the account")
+        }
+        _ => description(1, "local", "local", "run it again with `--log debug`, which prints more"),
+    }
+}
