@@ -1,14 +1,14 @@
 //! The programs in `examples/` do what their first lines describe.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::proc::{Proc, Stdout};
-use crate::test_server::TestServer;
+use crate::test_server::{TestServer, free_ports};
 use crate::tools;
 
 const UP: Duration = Duration::from_secs(30);
@@ -118,6 +118,34 @@ fn embed_server_serves_until_its_input_ends() {
     assert!(ice["iceServers"].to_string().contains("turn:"), "{ice}");
     drop(stdin);
     server.succeed(UP);
+}
+
+#[test]
+fn messaging_client_exchanges_messages_between_two_accounts() {
+    let messaging = format!("[messaging]\nenabled = true\nport = {}\n", free_ports());
+    let test_server = TestServer::on_loopback(&messaging);
+    let server = format!("ws://{}", test_server.address);
+    let folder = tempfile::tempdir().unwrap();
+    let start = |user: &str, peer: &str| {
+        let mut command = example("messaging_client");
+        command.args([&server, user]).arg(folder.path().join(user)).arg(peer);
+        Proc::start(user, command, Stdout::Pipe)
+    };
+    let mut alice = start("alice", "bob");
+    let (mut stdin, stdout) = alice.take_pipes();
+    let mut lines = BufReader::new(stdout).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().starts_with("alice: "));
+    let mut bob = start("bob", "alice");
+    let (bob_stdin, bob_stdout) = bob.take_pipes();
+    let mut bob_lines = BufReader::new(bob_stdout).lines().map(Result::unwrap);
+    assert!(bob_lines.next().unwrap().starts_with("bob: "));
+    stdin.write_all(b"hello\n").unwrap();
+    let received = bob_lines.find(|line| line.starts_with("alice: \""));
+    assert_eq!(received.as_deref(), Some("alice: \"hello\""));
+    assert!(lines.any(|line| line.starts_with("Delivered ")));
+    drop((stdin, bob_stdin));
+    alice.succeed(UP);
+    bob.succeed(UP);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Messaging over TCP (S4): a running server, plain sockets, and a client in Python.
 
 mod abuse;
+mod agents;
 mod durability;
 mod padding_oracle;
 mod ports;

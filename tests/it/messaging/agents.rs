@@ -1,0 +1,322 @@
+//! The messaging commands of `agent`, against a running server: with another agent, with a client of the TCP protocol, and with files that
+//! were changed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{CHEAP, Messaging};
+use crate::authority::Authority;
+use crate::proc::{Proc, Stdout};
+use crate::test_server::{Lines, TestServer, free_ports};
+
+const UP: Duration = Duration::from_secs(60);
+/// The exit code for something that was refused.
+const REFUSED: i32 = 4;
+
+/// A machine: the accounts of one user.
+struct Home {
+    folder: TempDir,
+    server: String,
+}
+
+/// What a command printed.
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Home {
+    fn new(server: &Messaging) -> Self {
+        Self::at(format!("ws://{}", server.server.address))
+    }
+
+    fn at(server: String) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), server }
+    }
+
+    /// A machine on which the user is registered.
+    fn registered(server: &Messaging, user: &str) -> Self {
+        let home = Self::new(server);
+        let run = home.ok(&["login", &home.server, user]);
+        assert!(run.stderr.contains("registered") && run.stdout.is_empty(), "{run:?}");
+        home
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+        command.args(arguments).env("AGENT_STATE", self.folder.path());
+        command
+    }
+
+    fn run_with(&self, arguments: &[&str], stdin: &str, stdout: Stdio) -> Run {
+        let mut command = self.command(arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        // A command that does not read it has ended before.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        self.run_with(arguments, "", Stdio::piped())
+    }
+
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> Run {
+        let run = self.run(arguments);
+        assert_eq!(run.code, Some(0), "{arguments:?}: {run:?}");
+        run
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], text: &str) {
+        let run = self.run(arguments);
+        assert_eq!(run.code, Some(REFUSED), "{arguments:?}: {run:?}");
+        assert!(run.stderr.contains(text), "{arguments:?}: {run:?}");
+    }
+
+    fn inbox(&self) -> Run {
+        self.ok(&["inbox"])
+    }
+
+    /// The fingerprint that the machine shows of its own account.
+    fn fingerprint(&self) -> String {
+        let own = self.ok(&["devices"]).stdout;
+        own.lines().next().unwrap().split_once("  ").unwrap().1.to_owned()
+    }
+
+    /// A file of the only account.
+    fn file(&self, name: &str) -> PathBuf {
+        fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+            let mut paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+            paths.find_map(|path| match path.is_dir() {
+                true => find(&path, name),
+                false => path.ends_with(name).then_some(path),
+            })
+        }
+        find(self.folder.path(), name).unwrap()
+    }
+}
+
+fn server() -> Messaging {
+    Messaging::start(CHEAP)
+}
+
+#[test]
+fn two_agents_exchange_messages_while_one_of_them_is_offline() {
+    let server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    let stored = alice.ok(&["msg", "bob", "deploy", "is", "green"]);
+    assert!(stored.stderr.contains("Stored   for bob · encrypted to 1 device"), "{stored:?}");
+    let piped = alice.run_with(&["msg", "bob"], "one\ntwo\n", Stdio::piped());
+    assert_eq!(piped.code, Some(0), "{piped:?}");
+    let inbox = bob.inbox();
+    let lines: Vec<_> = inbox.stdout.lines().collect();
+    assert!(
+        lines[0].ends_with("Z  alice  deploy is green") || lines[0].ends_with("  alice  deploy is green")
+    );
+    assert!(lines[1].ends_with("  alice  one") && lines[2] == "    two", "{inbox:?}");
+    assert!(inbox.stderr.contains("New key  of alice: "), "{inbox:?}");
+    assert!(inbox.stderr.contains(&alice.fingerprint()), "{inbox:?}");
+    let again = bob.inbox();
+    assert!(again.stdout.is_empty() && again.stderr.contains("no new messages"), "{again:?}");
+    let receipts = alice.ok(&["inbox", "--json"]);
+    let events: Vec<Value> =
+        receipts.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let delivered = events.iter().filter(|event| event["t"] == "receipt" && event["state"] == "delivered");
+    assert_eq!(delivered.count(), 2, "{receipts:?}");
+}
+
+#[test]
+fn a_message_that_was_not_shown_is_not_lost() {
+    let server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    alice.ok(&["msg", "bob", "important"]);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let failed = bob.run_with(&["inbox"], "", full.into());
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert!(alice.inbox().stderr.contains("no new messages"), "no receipt before it is shown");
+    assert!(bob.inbox().stdout.ends_with("  alice  important\n"));
+    assert!(alice.inbox().stderr.contains("Delivered to bob"));
+}
+
+#[test]
+fn an_agent_follows_its_inbox_while_another_command_of_the_account_sends() {
+    let server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    let follower = Proc::start("bob's inbox", bob.command(&["inbox", "--follow"]), Stdout::Lines);
+    let waited = alice.ok(&["msg", "bob", "hello", "--wait=60"]);
+    assert!(waited.stderr.contains("Delivered to bob"), "{waited:?}");
+    follower.expect("the message", UP, |line| line.ends_with("  alice  hello").then_some(()));
+    bob.ok(&["msg", "alice", "hi"]);
+    let second = bob.run(&["inbox"]);
+    assert_eq!(second.code, Some(REFUSED), "{second:?}");
+    assert!(alice.inbox().stdout.ends_with("  bob  hi\n"));
+    follower.expect("the receipt", UP, |line| line.starts_with("Delivered to alice").then_some(()));
+    // The receipt is written down for the command that waits.
+    let waiting =
+        Proc::start("bob waits", bob.command(&["msg", "alice", "again", "--wait=60"]), Stdout::Lines);
+    waiting.expect("its storage", UP, |line| line.starts_with("Stored").then_some(()));
+    assert!(alice.inbox().stdout.ends_with("  bob  again\n"));
+    waiting.expect("its delivery", UP, |line| line.starts_with("Delivered").then_some(()));
+}
+
+#[test]
+fn an_agent_that_follows_its_inbox_outlives_a_restart_of_the_server() {
+    let mut server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    let follower = Proc::start("bob's inbox", bob.command(&["inbox", "--follow"]), Stdout::Lines);
+    alice.ok(&["msg", "bob", "before", "--wait=60"]);
+    server.server.restart();
+    follower.expect("the loss", UP, |line| line.contains("connection lost").then_some(()));
+    alice.ok(&["msg", "bob", "after"]);
+    follower.expect("the message", UP, |line| line.ends_with("  alice  after").then_some(()));
+    let shown = follower.lines(|line| line.ends_with("  alice  before").then_some(()));
+    assert_eq!(shown.len(), 1, "{}", follower.printed());
+}
+
+#[test]
+fn an_identity_key_that_has_changed_is_refused_until_the_user_trusts_it() {
+    let server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    let fingerprint = bob.fingerprint();
+    assert_eq!(alice.ok(&["devices", "bob"]).stdout.lines().next(), Some(&*format!("bob  {fingerprint}")));
+    // As if alice had seen another key before, which the server has replaced.
+    let state = alice.file("state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, text.replace(&fingerprint, "0123 ".repeat(8).trim_end())).unwrap();
+    alice.refused(&["msg", "bob", "hello"], "the identity key has changed: it was 0123");
+    alice.refused(&["devices", "bob"], "agent devices trust");
+    bob.ok(&["msg", "alice", "hi"]);
+    let inbox = alice.run(&["inbox"]);
+    assert_eq!(inbox.code, Some(REFUSED), "{inbox:?}");
+    assert!(inbox.stdout.is_empty() && inbox.stderr.contains("Refused  a message in the name of bob"));
+    let words: Vec<&str> = fingerprint.split(' ').collect();
+    alice.ok(&[&["devices", "trust", "bob"], &words[..]].concat());
+    alice.ok(&["msg", "bob", "hello"]);
+    assert!(bob.inbox().stdout.ends_with("  alice  hello\n"));
+    // A server that says that bob has no keys any more is not believed either.
+    let lost = fs::read_to_string(&state).unwrap().replace("user:bob", "user:carl");
+    fs::write(&state, lost).unwrap();
+    let _carl = server.user("carl");
+    alice.refused(&["msg", "carl", "hello"], "the server denies its keys");
+}
+
+#[test]
+fn a_second_device_is_linked_and_removed() {
+    let server = server();
+    let (alice, laptop) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    let phone = Home::new(&server);
+    let requested = phone.ok(&["devices", "request", &phone.server, "bob", "--label", "phone", "--json"]);
+    let code: Value = serde_json::from_str(&requested.stderr).unwrap();
+    phone.refused(&["login", &phone.server, "bob"], "agent devices request");
+    let added = laptop.ok(&["devices", "add", code["code"].as_str().unwrap()]);
+    assert!(added.stderr.contains("Added    phone"), "{added:?}");
+    let login = phone.ok(&["login", &phone.server, "bob"]);
+    assert!(login.stderr.contains(&laptop.fingerprint()), "{login:?}");
+    let stored = alice.ok(&["msg", "bob", "to both"]);
+    assert!(stored.stderr.contains("encrypted to 2 devices"), "{stored:?}");
+    for device in [&laptop, &phone] {
+        assert!(device.inbox().stdout.ends_with("  alice  to both\n"));
+    }
+    phone.ok(&["msg", "bob", "a note to myself"]);
+    assert!(laptop.inbox().stdout.ends_with("  bob  a note to myself\n"));
+    let devices = laptop.ok(&["devices"]).stdout;
+    let number = devices.lines().find(|line| line.ends_with("  phone")).unwrap().split_whitespace().next();
+    phone.refused(&["devices", "remove", "1"], "does not have the account's identity key");
+    laptop.ok(&["devices", "remove", number.unwrap()]);
+    assert!(!laptop.ok(&["devices"]).stdout.contains("phone"));
+    phone.refused(&["inbox"], "the server refused");
+}
+
+#[test]
+fn a_user_of_the_tcp_protocol_and_an_agent_reach_each_other_without_encryption() {
+    let server = server();
+    let alice = Home::registered(&server, "alice");
+    let mut carl = server.user("carl");
+    alice.refused(&["msg", "carl", "hello", "--encrypted-only"], "reads no encrypted messages");
+    let stored = alice.ok(&["msg", "carl", "hello"]);
+    assert!(stored.stderr.contains("NOT ENCRYPTED"), "{stored:?}");
+    let (cmd, _, _, data) = carl.frame();
+    let pushed: Value = serde_json::from_slice(&data).unwrap();
+    assert_eq!((cmd, &pushed[0]["from"], &pushed[0]["msg"]), (201, &json!("alice"), &json!("hello")));
+    let text = "\u{1b}[2Jevil\nbob: I am bob";
+    carl.send(200, "m1", json!({"to": "alice", "msg": text}).to_string().as_bytes());
+    let (cmd, _, _, data) = carl.frame();
+    assert_eq!((cmd, data.len()), (200, 0));
+    let inbox = alice.inbox();
+    assert!(
+        inbox.stdout.contains("  carl (NOT ENCRYPTED)  \\u{1b}[2Jevil\n    bob: I am bob\n"),
+        "{inbox:?}"
+    );
+    let devices = alice.ok(&["devices", "carl"]);
+    assert!(devices.stdout.contains("NOT ENCRYPTED"), "{devices:?}");
+}
+
+#[test]
+fn an_account_with_a_password_gets_keys_inside_tls_only() {
+    let authority = Authority::new();
+    let turn = format!("[messaging]\nenabled = true\nport = {}\n{CHEAP}\n", free_ports());
+    let server = TestServer::with_tls(Lines { top: "workers = 1", turn: &turn }, Some(&authority));
+    let root = authority.root();
+    let plain = Home::at(format!("ws://{}", server.address));
+    fs::write(plain.folder.path().join("password"), "secret\n").unwrap();
+    let file = plain.folder.path().join("password").to_str().unwrap().to_owned();
+    let refused = plain.run(&["login", &plain.server, "alice", "--password-file", &file]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    let secure = Home::at(server.address.to_string());
+    let untrusted = secure.run(&["login", &secure.server, "alice"]);
+    assert!(untrusted.code == Some(5) && untrusted.stderr.contains("--ca FILE"), "{untrusted:?}");
+    let ca = root.to_str().unwrap();
+    secure.ok(&["login", &secure.server, "alice", "--ca", ca, "--password-file", &file]);
+    let bob = Home::at(server.address.to_string());
+    bob.ok(&["login", &bob.server, "bob", "--ca", ca]);
+    bob.ok(&["msg", "alice", "hello"]);
+    assert!(secure.inbox().stdout.ends_with("  bob  hello\n"));
+    let other = Home::at(server.address.to_string());
+    other.refused(
+        &["login", &other.server, "alice", "--ca", ca, "--password-file", &file],
+        "the account has keys already",
+    );
+    other.refused(&["login", &other.server, "alice", "--ca", ca], "taken");
+}
+
+#[test]
+fn contacts_are_listed_and_mistakes_are_explained() {
+    let server = server();
+    let nobody = Home::new(&server);
+    let run = nobody.run(&["msg", "bob", "hello"]);
+    assert!(run.code == Some(2) && run.stderr.contains("agent login SERVER USER"), "{run:?}");
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    let unknown = alice.run(&["msg", "nobody", "hello"]);
+    assert!(unknown.code == Some(3) && unknown.stderr.contains("there is no nobody"), "{unknown:?}");
+    let empty = alice.run(&["msg", "bob"]);
+    assert!(empty.code == Some(2) && empty.stderr.contains("empty"), "{empty:?}");
+    let long = alice.run_with(&["msg", "bob"], &"x".repeat(70_000), Stdio::piped());
+    assert!(long.code == Some(2) && long.stderr.contains("too long"), "{long:?}");
+    alice.ok(&["contacts", "add", "bob"]);
+    bob.ok(&["contacts", "add", "alice"]);
+    assert_eq!(alice.ok(&["contacts"]).stdout, "offline  bob\n");
+    let follower = Proc::start("bob's inbox", bob.command(&["inbox", "--follow"]), Stdout::Lines);
+    alice.ok(&["msg", "bob", "hello", "--wait=60"]);
+    assert_eq!(alice.ok(&["contacts"]).stdout, "online   bob\n");
+    drop(follower);
+    alice.ok(&["contacts", "remove", "bob"]);
+    assert_eq!(alice.ok(&["contacts"]).stdout, "");
+    // The second account of this machine, and the first one by its name.
+    alice.ok(&["login", &alice.server, "carl"]);
+    let account = format!("alice@{}", server.server.address);
+    assert!(alice.ok(&["devices"]).stdout.starts_with("carl  "));
+    assert!(alice.ok(&["devices", "--account", &account]).stdout.starts_with("alice  "));
+    assert!(alice.ok(&["login", &alice.server, "alice"]).stderr.contains("logged in"));
+    assert!(alice.ok(&["devices"]).stdout.starts_with("alice  "));
+}
