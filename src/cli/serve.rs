@@ -225,14 +225,15 @@ fn introduction(info: &ServerInfo, state: &State, messaging: Option<String>) -> 
     text
 }
 
-/// Returns the ports of messaging, if it is enabled.
+/// Returns the ports and the path of messaging, if it is enabled.
 #[cfg(feature = "messaging")]
 fn messaging_line(messaging: &crate::server::MessagingConfig) -> Option<String> {
     let legacy = if messaging.legacy { "legacy: devices need no key" } else { "devices need a key" };
     let plain = (messaging.port != 0).then(|| format!("{} tcp, {legacy}", messaging.port));
     let tls = messaging.tls_port.map(|port| format!("{port} TLS"));
     let dispatcher = messaging.dispatcher_port.map(|port| format!("{port} dispatcher"));
-    let ports: Vec<_> = [plain, tls, dispatcher].into_iter().flatten().collect();
+    let websocket = Some("/messages by WebSocket".to_owned());
+    let ports: Vec<_> = [plain, tls, dispatcher, websocket].into_iter().flatten().collect();
     messaging.enabled.then(|| ports.join(" · "))
 }
 

@@ -20,7 +20,8 @@ fn the_tls_port_has_the_same_frames_and_needs_device_keys() {
     let lines = Lines { top: "workers = 1", turn: &turn };
     let server = TestServer::with_tls(lines, Some(&authority));
     let printed = server.process.lines(|line| line.contains("messaging").then(|| line.clone()));
-    assert!(printed.iter().any(|line| line.ends_with(&format!("messaging {port} TLS"))), "{printed:?}");
+    let summary = format!("messaging {port} TLS · /messages by WebSocket");
+    assert!(printed.iter().any(|line| line.ends_with(&summary)), "{printed:?}");
     let open = || {
         let stream = connect(SocketAddr::new(server.address.ip(), port));
         let mut client = Client { stream: tls(stream, &authority) };

@@ -396,6 +396,7 @@ fn pages_of_other_origins_and_servers_without_messaging_refuse_the_websocket() {
     assert_eq!(status(server.address, ""), "101");
     assert_eq!(status(server.address, "Origin: https://example.org\r\n"), "101");
     assert_eq!(status(server.address, "Origin: https://example.com\r\n"), "403");
+    assert!(server.process.printed().contains("tcp, legacy: devices need no key · /messages by WebSocket"));
     let without = TestServer::on_loopback("");
     assert_eq!(status(without.address, ""), "404");
 }
