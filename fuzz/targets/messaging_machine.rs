@@ -105,8 +105,8 @@ struct World {
 
 impl World {
     fn new(setup: u8) -> Self {
-        let mut config = Config::default();
-        config.policy = if setup & 1 == 0 { Policy::Anyone } else { Policy::Contacts };
+        let policy = if setup & 1 == 0 { Policy::Anyone } else { Policy::Contacts };
+        let mut config = Config { policy, ..Config::default() };
         config.limits.rate_keys = 64;
         if setup & 2 == 0 {
             let plenty = Rate::new(1e6, 1e6);
@@ -442,9 +442,8 @@ impl World {
     fn receive_acknowledgement(&mut self, connection: ConnectionId, msg_id: String) {
         // The client may have authenticated as somebody else after it had sent the message.
         let senders = self.owners.values().cloned().chain(self.clients[&connection].party.clone());
-        let stored = senders.map(|sender| (sender, msg_id.clone()));
-        let stored =
-            stored.filter(|key| self.acknowledgeable.get(key).is_some_and(|count| *count > 0)).next();
+        let mut stored = senders.map(|sender| (sender, msg_id.clone()));
+        let stored = stored.find(|key| self.acknowledgeable.get(key).is_some_and(|count| *count > 0));
         let key = stored.expect("what is acknowledged is stored");
         *self.acknowledgeable.entry(key).or_default() -= 1;
     }
