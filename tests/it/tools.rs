@@ -50,6 +50,11 @@ pub(crate) fn switch(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// Prints a figure of a long test.
+pub(crate) fn print(line: &str) {
+    writeln!(std::io::stdout(), "{line}").ok();
+}
+
 /// The path of a program in `tests/clients/`.
 pub(crate) fn client(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)

@@ -199,7 +199,10 @@ fn a_killed_server_delivers_every_acknowledged_message() {
 #[ignore = "long: 200 kills of a server under 500 messages a second, no acknowledged one of which is lost"]
 fn long_messaging_kills() {
     let kills = check_kills(tools::switch("GINNEL_LONG_RUNS", 200));
-    println!("{kills:?}, {:.0} messages a second", kills.sent as f64 / kills.sending.as_secs_f64());
+    tools::print(&format!(
+        "{kills:?}, {:.0} messages a second",
+        kills.sent as f64 / kills.sending.as_secs_f64()
+    ));
 }
 
 /// Where a system call is in a log of `strace -f`: the lines of its beginning and its end.
@@ -347,7 +350,11 @@ fn no_acknowledgement_is_written_before_the_log_is_synchronised() {
     let calls = SystemCalls::read(&std::fs::read_to_string(&path).unwrap());
     assert_eq!(calls.acknowledgements.len(), SENDERS * MESSAGES);
     assert_eq!(calls.unsynchronised(), Vec::<&str>::new());
-    println!("{} acknowledgements, {} synchronisations", SENDERS * MESSAGES, calls.synchronisations.len());
+    tools::print(&format!(
+        "{} acknowledgements, {} synchronisations",
+        SENDERS * MESSAGES,
+        calls.synchronisations.len()
+    ));
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn long_padding_oracle() {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2] * 1e6
     };
-    println!("{:40} {:9.1} µs", KINDS[0], median(reference));
+    tools::print(&format!("{:40} {:9.1} µs", KINDS[0], median(reference)));
     let mut found: Vec<_> =
         (1..KINDS.len()).map(|kind| (mann_whitney(&times[kind], reference), kind)).collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -171,7 +171,11 @@ fn long_padding_oracle() {
     for (index, (p, kind)) in found.iter().enumerate() {
         // Holm: the smallest of k p values counts k times.
         adjusted = adjusted.max((p * (found.len() - index) as f64).min(1.0));
-        println!("{:40} {:9.1} µs, p {p:.4}, corrected {adjusted:.4}", KINDS[*kind], median(&times[*kind]));
+        tools::print(&format!(
+            "{:40} {:9.1} µs, p {p:.4}, corrected {adjusted:.4}",
+            KINDS[*kind],
+            median(&times[*kind])
+        ));
         if adjusted < 0.01 {
             differs.push(KINDS[*kind]);
         }
@@ -183,6 +187,6 @@ fn long_padding_oracle() {
         let late: Vec<_> = late.iter().map(|time| time + delay * 1e-6).collect();
         mann_whitney(&early, &late) * found.len() as f64 <= 0.01
     });
-    println!("a delay is found from {visible:?} µs on");
+    tools::print(&format!("a delay is found from {visible:?} µs on"));
     assert!(differs.is_empty(), "{differs:?}");
 }

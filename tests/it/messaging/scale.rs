@@ -67,7 +67,7 @@ fn long_messaging_sessions() {
         let messaging = start();
         let count = tools::switch("GINNEL_LONG_RUNS", 15_000);
         let (_sessions, each) = open_sessions(&messaging, count, is_authenticated);
-        println!("{count} sessions, authenticated: {is_authenticated}: {each:.2} KiB each");
+        tools::print(&format!("{count} sessions, authenticated: {is_authenticated}: {each:.2} KiB each"));
         assert!(each <= MOST_KIB);
     }
 }
