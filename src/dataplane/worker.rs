@@ -325,7 +325,7 @@ impl Worker {
                 self.handle_client_packet(now, packet);
             }
             (DatagramKind::Signaling, port) if !is_tls_port => {
-                if !self.signaling.datagram(port, datagram.from, datagram.local_ip, bytes) {
+                if !self.signaling.send_datagram(port, datagram.from, datagram.local_ip, bytes) {
                     self.clients.drops.add(WorkerDropReason::SignalingQueueFull, 1);
                 }
             }

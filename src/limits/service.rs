@@ -17,7 +17,7 @@ pub(crate) async fn report() {
         for line in reporter.due(now().mono) {
             let (limit, value, times) = (line.limit.name(), line.value, line.times);
             if line.limit.is_configurable() {
-                tracing::warn!(limit, value, times, "limit reached: the configuration key is named");
+                tracing::warn!(limit, value, times, "limit reached");
             } else {
                 tracing::warn!(limit, value, times, "fixed limit reached");
             }

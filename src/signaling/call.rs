@@ -256,7 +256,7 @@ impl Call {
     }
 
     /// Notifies the callee again if it has registered on another WebSocket, because the first notification may be lost.
-    pub(super) fn follow(&mut self, tag: &Tag, route: ClientRoute) {
+    pub(super) fn notify_again(&mut self, tag: &Tag, route: ClientRoute) {
         let on_web =
             [route.addr, self.callee.route.addr].iter().all(|addr| matches!(addr, ClientAddr::WebSocket(_)));
         let moved = self.callee.tag == *tag && self.callee.route.addr != route.addr;
@@ -369,7 +369,7 @@ impl Call {
     }
 
     /// Ends the call because `tag` is revoked.
-    pub(super) fn withdraw(&mut self, tag: &Tag, at: &mut CallContext<'_>) {
+    pub(super) fn revoke(&mut self, tag: &Tag, at: &mut CallContext<'_>) {
         match (self.callee.tag == *tag, self.stage) {
             (true, CallStage::Notified) => self.fail(ErrorCode::NotOnline),
             (true, _) => self.end(CallRole::Callee, Some(ErrorCode::Revoked.text().to_owned()), at),

@@ -88,13 +88,13 @@ impl Hub {
             Limit::SignalingPerUnproven.reached(self.config.limits.per_unproven.per_second());
             return Err(ErrorCode::TooMany);
         }
-        let token = self.fresh_token(&tag, &rtag)?;
+        let token = self.new_token(&tag, &rtag)?;
         let (caller, callee) =
             (Participant::new(tag.clone(), origin.route), Participant::new(rtag.clone(), callee_route));
         let (by, copy) = (origin.network, token.clone());
         let setup =
             CallSetup { token: copy, mid, caller, callee, ice, by, callee_proven, callee_local_addresses };
-        let id = self.fresh_call_id();
+        let id = self.new_call_id();
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
         let mut mid = || CallTable::mid(id, self.rng.next_u32());
         let texts = &self.calls.texts;
@@ -203,7 +203,7 @@ impl Hub {
         let effects = call.take_effects();
         self.counters.requests.add(call.take_request_counts());
         let (caller, callee) = (call.caller.route, call.callee.route);
-        self.calls.settle(id);
+        self.calls.update(id);
         for effect in effects {
             let (route, text, ports) = match effect {
                 CallOutput::Request { to: CallRole::Caller, text, first } => {
@@ -234,7 +234,7 @@ impl Hub {
     }
 
     /// Creates a token from caller, callee (S0-13) and random bytes that belongs to this hub.
-    fn fresh_token(&mut self, caller: &Tag, callee: &Tag) -> Result<Token, ErrorCode> {
+    fn new_token(&mut self, caller: &Tag, callee: &Tag) -> Result<Token, ErrorCode> {
         let mut nonce = [0; TOKEN_BYTES];
         self.rng.fill_bytes(&mut nonce);
         let mut mac = hmac::Context::with_key(&self.token_key);
@@ -250,7 +250,7 @@ impl Hub {
             .ok_or(ErrorCode::Internal)
     }
 
-    fn fresh_call_id(&mut self) -> CallId {
+    fn new_call_id(&mut self) -> CallId {
         loop {
             let id = self.rng.next_u32();
             if self.nodes.of_call(id) == self.nodes.own() && self.calls.is_free(id) {

@@ -124,7 +124,7 @@ impl CallTable {
             self.by_tag.entry(tag.clone()).or_default().push(id);
         }
         self.calls.insert(id, call);
-        self.settle(id);
+        self.update(id);
     }
 
     pub(super) fn get(&self, id: CallId) -> Option<&Call> {
@@ -136,7 +136,7 @@ impl CallTable {
     }
 
     /// Updates the timer of a changed call, or removes the call if it has ended.
-    pub(super) fn settle(&mut self, id: CallId) {
+    pub(super) fn update(&mut self, id: CallId) {
         let Some(call) = self.calls.get(&id) else { return };
         if let Some(due) = call.due() {
             return self.timers.set(id, due);

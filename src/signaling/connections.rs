@@ -70,7 +70,7 @@ impl Hub {
         let addr = ClientAddr::WebSocket(conn);
         match web.tag_at.filter(|at| *at != self.nodes.own()) {
             Some(at) => self.publish(Destination::Node(at), HubPayload::ClientGone { addr }),
-            None => self.leave(now, addr),
+            None => self.remove_client(now, addr),
         }
     }
 
@@ -81,7 +81,7 @@ impl Hub {
     }
 
     /// Removes a client whose connection has ended, and ends its calls.
-    pub(super) fn leave(&mut self, now: Now, addr: ClientAddr) {
+    pub(super) fn remove_client(&mut self, now: Now, addr: ClientAddr) {
         let Some(client) = self.registry.remove_addr(addr) else { return };
         let Some(tag) = client.tag() else { return };
         for at in client.called.iter() {

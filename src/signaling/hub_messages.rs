@@ -22,7 +22,7 @@ impl Hub {
                 let origin = RequestOrigin { now, ..call.origin };
                 self.handle_forwarded_call(ForwardedCall { origin, ..*call });
             }
-            HubPayload::ClientGone { addr } => self.leave(now, addr),
+            HubPayload::ClientGone { addr } => self.remove_client(now, addr),
             HubPayload::ClientReleased { addr } => drop(self.registry.remove_addr(addr)),
             HubPayload::TagEnded { addr, by } => {
                 if self.away.get(&addr) == Some(&by) {
@@ -30,10 +30,10 @@ impl Hub {
                 }
             }
             HubPayload::TagAssigned { addr, admin, realm, by } => {
-                self.note_assigned(now, addr, by, (admin, realm))
+                self.record_assignment(now, addr, by, (admin, realm))
             }
             HubPayload::CallerOffline { tag, addr } => self.fail_calls(now, &tag, addr),
-            HubPayload::CallerRevoked { tag } => self.withdraw(now, &tag),
+            HubPayload::CallerRevoked { tag } => self.end_calls_of(now, &tag),
             HubPayload::Deliver { route, port, text } => self.send(route, port, &text),
             HubPayload::Close { conn } => self.disconnect(now, conn),
             HubPayload::Watch { id, by, wanted } => self.handle_watch_query(id, by, wanted),
@@ -42,8 +42,8 @@ impl Hub {
                 ended.iter().for_each(|what| self.subscriptions.end(what, by))
             }
             HubPayload::Presence { presence } => {
-                self.queries.note(&presence);
-                self.note_presence(now.mono, presence);
+                self.queries.apply(&presence);
+                self.apply_presence(now.mono, presence);
             }
             HubPayload::List { id, by, page } => {
                 let (tags, more) = self.registry.page(&page);

@@ -82,7 +82,7 @@ impl PendingQueries {
     }
 
     /// Applies a presence change that arrived after a hub's answer.
-    pub(super) fn note(&mut self, presence: &Presence) {
+    pub(super) fn apply(&mut self, presence: &Presence) {
         for query in self.waiting.values_mut() {
             let Query::Watch { known, .. } = &mut query.what else { continue };
             for (what, online) in presence {

@@ -76,7 +76,7 @@ impl Hub {
             false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
-        let seen = self.see(origin.route.addr, claim.laddrs);
+        let seen = self.reflexive_address(origin.route.addr, claim.laddrs);
         let max_len = self.max_len(origin);
         let fits = |answer: &ResponseBody| Response { mid, body: answer.clone() }.encode().len() <= max_len;
         let only = |seen| ResponseBody::Registered {
@@ -91,7 +91,11 @@ impl Hub {
     }
 
     /// Stores the local addresses of a client and compares them with its reflexive address (S1-2, S1-3).
-    fn see(&mut self, addr: ClientAddr, laddrs: Option<Vec<SocketAddr>>) -> Option<ReflexiveAddress> {
+    fn reflexive_address(
+        &mut self,
+        addr: ClientAddr,
+        laddrs: Option<Vec<SocketAddr>>,
+    ) -> Option<ReflexiveAddress> {
         if let Some(laddrs) = laddrs {
             self.registry.set_local_addresses(addr, LocalAddresses::new(laddrs));
         }
@@ -127,7 +131,7 @@ impl Hub {
         claim: &TagClaim<'_>,
     ) -> Result<Option<TagId>, ErrorCode> {
         if let Some(proof) = claim.proof {
-            if !self.challenges.knows(&proof.nonce, origin.route.addr, origin.now.unix) {
+            if !self.challenges.is_valid(&proof.nonce, origin.route.addr, origin.now.unix) {
                 return Err(ErrorCode::BadToken);
             }
             self.charge_signature(origin)?;
@@ -168,7 +172,7 @@ impl Hub {
         // A refused registration does not affect the holder.
         let left = self.registry.insert(now.mono, entry).map_err(|_| ErrorCode::TooMany)?;
         for older in left.into_iter().filter(|older| older.name == name) {
-            self.dismiss(now, &older, ErrorCode::Replaced);
+            self.disconnect_owner(now, &older, ErrorCode::Replaced);
         }
         Ok(())
     }
@@ -178,7 +182,7 @@ impl Hub {
         let ClientRoute { addr, node, .. } = origin.route;
         let by = self.nodes.own();
         match node == by {
-            true => self.note_assigned(origin.now, addr, by, (admin, realm)),
+            true => self.record_assignment(origin.now, addr, by, (admin, realm)),
             false => {
                 self.publish(Destination::Node(node), HubPayload::TagAssigned { addr, admin, realm, by })
             }
@@ -186,7 +190,7 @@ impl Hub {
     }
 
     /// Records, at a client's node, which node its tag belongs to.
-    pub(super) fn note_assigned(
+    pub(super) fn record_assignment(
         &mut self,
         now: Now,
         addr: ClientAddr,
@@ -204,7 +208,7 @@ impl Hub {
                 let Some(web) = self.websockets.get_mut(&conn) else {
                     // The WebSocket has been closed in the meantime.
                     return match at == own {
-                        true => self.leave(now, addr),
+                        true => self.remove_client(now, addr),
                         false => self.publish(Destination::Node(at), HubPayload::ClientGone { addr }),
                     };
                 };
@@ -230,7 +234,7 @@ impl Hub {
     }
 
     /// Notifies a client that it has lost its tag, and closes its WebSocket.
-    fn dismiss(&mut self, now: Now, client: &Registration, why: ErrorCode) {
+    fn disconnect_owner(&mut self, now: Now, client: &Registration, why: ErrorCode) {
         // Nothing is sent to an unproven address.
         if client.proven {
             self.send(
@@ -249,21 +253,21 @@ impl Hub {
 
     /// Handles the revocation of a tag: it is offline at once, and its calls end.
     pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
-        self.withdraw(now, tag);
+        self.end_calls_of(now, tag);
         // Other hubs may have calls of this tag.
         for hub in self.nodes.others() {
             self.publish(Destination::Node(hub), HubPayload::CallerRevoked { tag: tag.clone() });
         }
         if let Some(client) = TagId::of(tag).and_then(|name| self.registry.remove_tag(name)) {
-            self.dismiss(now, &client, ErrorCode::Revoked);
+            self.disconnect_owner(now, &client, ErrorCode::Revoked);
         }
         self.send_presence_changes(now.mono);
     }
 
     /// Ends the calls of a revoked tag.
-    pub(super) fn withdraw(&mut self, now: Now, tag: &Tag) {
+    pub(super) fn end_calls_of(&mut self, now: Now, tag: &Tag) {
         for id in self.calls.by_tag(tag) {
-            self.with_call(now.mono, id, |call, at| call.withdraw(tag, at));
+            self.with_call(now.mono, id, |call, at| call.revoke(tag, at));
         }
     }
 
@@ -396,7 +400,7 @@ impl Hub {
                 presence.push((what, online));
             }
             self.publish_presence(&presence);
-            self.note_presence(now, presence);
+            self.apply_presence(now, presence);
         }
         self.watches.handle_timeout(now);
         for (conn, (online, offline)) in self.watches.take_news(now) {
@@ -418,9 +422,9 @@ impl Hub {
         }
     }
 
-    pub(super) fn note_presence(&mut self, now: Instant, presence: Presence) {
+    pub(super) fn apply_presence(&mut self, now: Instant, presence: Presence) {
         for (what, online) in presence {
-            self.watches.note(now, &what, online);
+            self.watches.apply(now, &what, online);
         }
     }
 

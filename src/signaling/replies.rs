@@ -41,7 +41,7 @@ impl Hub {
         if let ResponseBody::Registered { tag, .. } = &response.body {
             self.counters.registrations += 1;
             for id in self.calls.by_tag(tag) {
-                self.with_call(origin.now.mono, id, |call, _| call.follow(tag, origin.route));
+                self.with_call(origin.now.mono, id, |call, _| call.notify_again(tag, origin.route));
             }
         }
     }

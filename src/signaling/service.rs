@@ -164,7 +164,7 @@ pub(crate) struct Handle {
 impl Handle {
     /// Queues a datagram; returns `false` if the queue is full and the datagram is lost.
     #[must_use]
-    pub(crate) fn datagram(
+    pub(crate) fn send_datagram(
         &self,
         port: ServerPort,
         from: SocketAddr,

@@ -28,7 +28,7 @@ impl Challenges {
     }
 
     /// Returns whether `nonce` was issued to `addr` within the lifetime.
-    pub(super) fn knows(&self, nonce: &str, addr: ClientAddr, unix: u64) -> bool {
+    pub(super) fn is_valid(&self, nonce: &str, addr: ClientAddr, unix: u64) -> bool {
         let upper = nonce.to_ascii_uppercase();
         let bytes = data_encoding::BASE32_NOPAD.decode(upper.as_bytes()).unwrap_or_default();
         let Some(second) = bytes.first_chunk::<SECOND_BYTES>() else { return false };
@@ -102,17 +102,20 @@ mod tests {
         for addr in peers.iter().chain(&[ClientAddr::WebSocket(ConnId(1)), ClientAddr::WebSocket(ConnId(2))])
         {
             let nonce = challenges.issue(*addr, unix);
-            assert!(challenges.knows(&nonce, *addr, unix) && challenges.knows(&nonce, *addr, unix + 29));
             assert!(
-                !challenges.knows(&nonce, *addr, unix + 30) && !challenges.knows(&nonce, *addr, unix - 1)
+                challenges.is_valid(&nonce, *addr, unix) && challenges.is_valid(&nonce, *addr, unix + 29)
+            );
+            assert!(
+                !challenges.is_valid(&nonce, *addr, unix + 30)
+                    && !challenges.is_valid(&nonce, *addr, unix - 1)
             );
             let others = peers.iter().filter(|other| *other != addr);
-            assert!(others.into_iter().all(|other| !challenges.knows(&nonce, *other, unix)));
+            assert!(others.into_iter().all(|other| !challenges.is_valid(&nonce, *other, unix)));
             let foreign = Challenges::new([2; 32], Duration::from_secs(30)).issue(*addr, unix);
-            assert!(!challenges.knows(&foreign, *addr, unix));
+            assert!(!challenges.is_valid(&foreign, *addr, unix));
         }
         for rubbish in ["", "a", "\u{e9}", "aaaaaaaaaaaaaaaaaaaaaaaaaa"] {
-            assert!(!challenges.knows(rubbish, peers[0], unix));
+            assert!(!challenges.is_valid(rubbish, peers[0], unix));
         }
     }
 

@@ -16,17 +16,17 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Sends one datagram. If the system refuses it, it is lost; the hub retransmits.
-    pub(super) fn send(&self, door: ServerPort, to: SocketAddr, from_ip: Option<IpAddr>, payload: &[u8]) {
-        let ports = match door {
+    pub(super) fn send(&self, port: ServerPort, to: SocketAddr, from_ip: Option<IpAddr>, payload: &[u8]) {
+        let sockets = match port {
             ServerPort::Main => &self.main,
             ServerPort::Aux => &self.aux,
         };
-        let sent = match choose(ports, to, from_ip) {
-            Some((port, source)) => port.send(&Route { source, ..Route::to(to) }, payload),
+        let sent = match choose(sockets, to, from_ip) {
+            Some((socket, source)) => socket.send(&Route { source, ..Route::to(to) }, payload),
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
         };
         if let Err(error) = sent {
-            tracing::debug!(?door, %error, "datagram not sent");
+            tracing::debug!(?port, %error, "datagram not sent");
         }
     }
 }
@@ -34,17 +34,17 @@ impl Sockets {
 /// Picks the socket that is bound to the local address that the client uses; else one bound to all addresses; else any of the client's
 /// address family.
 fn choose(
-    ports: &[BatchUdpSocket],
+    sockets: &[BatchUdpSocket],
     to: SocketAddr,
     from_ip: Option<IpAddr>,
 ) -> Option<(&BatchUdpSocket, Option<IpAddr>)> {
-    let family = || ports.iter().filter(|port| port.local_addr().is_ipv4() == to.is_ipv4());
-    let exact = family().find(|port| Some(port.local_addr().ip()) == from_ip);
-    let wild = family().find(|port| port.local_addr().ip().is_unspecified());
+    let family = || sockets.iter().filter(|socket| socket.local_addr().is_ipv4() == to.is_ipv4());
+    let exact = family().find(|socket| Some(socket.local_addr().ip()) == from_ip);
+    let wild = family().find(|socket| socket.local_addr().ip().is_unspecified());
     match (exact, wild) {
-        (Some(port), _) => Some((port, None)),
-        (None, Some(port)) => Some((port, from_ip)),
-        (None, None) => family().next().map(|port| (port, None)),
+        (Some(socket), _) => Some((socket, None)),
+        (None, Some(socket)) => Some((socket, from_ip)),
+        (None, None) => family().next().map(|socket| (socket, None)),
     }
 }
 

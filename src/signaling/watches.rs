@@ -184,7 +184,7 @@ impl Watches {
     }
 
     /// Applies a tag's state. A change is sent now, or as soon as the minimum interval permits.
-    pub(super) fn note(&mut self, now: Instant, what: &RealmTag, online: bool) {
+    pub(super) fn apply(&mut self, now: Instant, what: &RealmTag, online: bool) {
         let Some(watched) = self.watched.get_mut(what) else { return };
         if watched.online == online {
             let id = watched.id;
@@ -213,7 +213,7 @@ impl Watches {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         while let Some(id) = self.due.pop_due(now) {
             if let Some((what, online)) = self.waiting.remove(&id) {
-                self.note(now, &what, online);
+                self.apply(now, &what, online);
             }
         }
     }
@@ -288,9 +288,9 @@ mod tests {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
         let a = wanted(&["a"]).remove(0);
         watches.begin(ConnId(1), wanted(&["a"]), |_| false).unwrap();
-        watches.note(start, &a, true);
+        watches.apply(start, &a, true);
         assert_eq!(watches.take_news(start).remove(&ConnId(1)), Some((tags(&["a"]), Vec::new())));
-        watches.note(start, &a, false);
+        watches.apply(start, &a, false);
         assert!(watches.take_news(start).is_empty());
         // A new watcher gets the state that the others know, so that the next event is right for both.
         let (online, _) = watches.begin(ConnId(2), wanted(&["a"]), |_| false).unwrap();
@@ -300,8 +300,8 @@ mod tests {
         watches.handle_timeout(due);
         assert_eq!(watches.take_news(due).len(), 2);
         // The tag is back within the second, so that no event is sent.
-        watches.note(due, &a, true);
-        watches.note(due, &a, false);
+        watches.apply(due, &a, true);
+        watches.apply(due, &a, false);
         assert_eq!(watches.next_due(), None);
     }
 
@@ -310,10 +310,10 @@ mod tests {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
         watches.begin(ConnId(1), wanted(&["a", "b", "c"]), |_| false).unwrap();
         let [a, b, c] = ["a", "b", "c"].map(|name| wanted(&[name]).remove(0));
-        watches.note(start, &a, true);
+        watches.apply(start, &a, true);
         assert_eq!(watches.take_news(start).len(), 1);
-        watches.note(start, &b, true);
-        watches.note(start, &c, true);
+        watches.apply(start, &b, true);
+        watches.apply(start, &c, true);
         assert!(watches.take_news(start).is_empty());
         let due = watches.next_due().unwrap();
         assert_eq!(due, start + GAP);

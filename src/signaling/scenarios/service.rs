@@ -84,8 +84,12 @@ fn forward_datagrams(ports: [(ServerPort, BatchUdpSocket); 2], handle: &Handle, 
         for (kind, socket) in &ports {
             while let Ok(batch) = socket.recv(&mut rx_buffers) {
                 for datagram in rx_buffers.datagrams(batch) {
-                    let _ =
-                        handle.datagram(*kind, datagram.from, datagram.local_ip, datagram.payload.as_bytes());
+                    let _ = handle.send_datagram(
+                        *kind,
+                        datagram.from,
+                        datagram.local_ip,
+                        datagram.payload.as_bytes(),
+                    );
                 }
                 rx_buffers.clear();
             }
