@@ -433,10 +433,9 @@ impl World {
         let others = self.clients.iter().filter(|(id, client)| **id != connection && client.party == party);
         assert_eq!(others.count(), 0, "{party:?} is online once");
         let client = self.clients.get_mut(&connection).expect("it is open");
-        // A fetch may have been sent behind the login already.
+        // A fetch and acknowledgements may have been sent behind the login already.
         (client.party, client.last) = (party, 0);
         client.received.clear();
-        client.acknowledged.clear();
     }
 
     fn receive_acknowledgement(&mut self, connection: ConnectionId, msg_id: String) {
