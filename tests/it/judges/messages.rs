@@ -1,7 +1,10 @@
 //! `messages.js`, served by the server, in tabs of headless Chromium: end-to-end encrypted messages to tabs that close and open again.
 
-use serde_json::{Value, json};
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
 
 use super::client_module::TOOLS;
 use super::devtools::{Browser, Tab};
@@ -169,4 +172,37 @@ async fn a_page_sends_nothing_by_a_server_that_swaps_keys() {
     wait(&mut browser, &bob, "refused.length === 1").await;
     assert_eq!(browser.evaluate(&bob, "refused[0].reason").await, "another sender has signed it");
     assert_eq!(texts(&mut browser, &bob).await, json!([["user:alice", "first", true]]));
+}
+
+/// Runs a command of `agent`; returns what it printed.
+async fn agent(home: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+    command.args(arguments).env("AGENT_STATE", home);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}");
+    text
+}
+
+#[tokio::test]
+async fn a_tab_and_an_agent_exchange_encrypted_messages() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let server = messaging_server();
+    let home = tempfile::tempdir().unwrap();
+    let url = format!("ws://{}", server.address);
+    agent(home.path(), &["login", &url, "carol"]).await;
+    let mut browser = Browser::start();
+    let alice = open_mailbox(&mut browser, &server, "alice").await;
+    let sent = send(&mut browser, &alice, "carol", "from a tab: héllo").await;
+    assert_eq!(sent["encrypted"], true, "{sent}");
+    let inbox = agent(home.path(), &["inbox"]).await;
+    assert!(inbox.contains("alice  from a tab: héllo"), "{inbox}");
+    let fingerprint = browser.evaluate(&alice, "mailbox.fingerprint").await;
+    assert!(inbox.contains(fingerprint.as_str().unwrap()), "{fingerprint}: {inbox}");
+    wait(&mut browser, &alice, "receipts.length === 1").await;
+    agent(home.path(), &["msg", "alice", "from a terminal"]).await;
+    wait(&mut browser, &alice, "received.length === 1").await;
+    assert_eq!(texts(&mut browser, &alice).await, json!([["user:carol", "from a terminal", true]]));
 }
