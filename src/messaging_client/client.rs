@@ -423,7 +423,9 @@ impl ClientTask {
                 }
                 Output::Save(_) | Output::Frame(_) => {}
                 Output::Event(event) => {
-                    if let (Event::Connected { .. }, Some(ready)) = (&event, self.ready.take()) {
+                    if matches!(event, Event::Connected { .. })
+                        && let Some(ready) = self.ready.take()
+                    {
                         let _ = ready.send(());
                     }
                     let _ = self.events.send(event);
