@@ -65,7 +65,7 @@ impl StateFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MessagingError::NoAccount),
             Err(source) => return Err(MessagingError::State { path, source }),
         };
-        let (server, user) = text.trim_end().split_once('\n').ok_or(MessagingError::NoAccount)?;
+        let (server, user) = text.trim_end_matches('\n').split_once('\n').ok_or(MessagingError::NoAccount)?;
         Ok((server.parse().map_err(|_| MessagingError::NoAccount)?, user.to_owned()))
     }
 }

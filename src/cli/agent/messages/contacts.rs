@@ -70,7 +70,7 @@ fn write_contacts(contacts: &[Contact], report: &Reporter) -> io::Result<()> {
                     Some(false) => "offline",
                     None => "–",
                 };
-                format!("{state:<8} {}", escape::line(&party.to_string()))
+                format!("{state:<8} {}", escape::name(&party.to_string()))
             }
         };
         text.push_str(&line);

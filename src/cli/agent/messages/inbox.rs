@@ -113,7 +113,7 @@ fn show(event: Event, report: &Reporter, shown: &mut Shown) -> Result<(), Comman
         Event::Pinned { party, fingerprint } => {
             let (party, fingerprint) = (party.to_string(), fingerprint.to_string());
             report.write(
-                || format!("New key  of {}: {fingerprint}", escape::line(&party)),
+                || format!("New key  of {}: {fingerprint}", escape::name(&party)),
                 || json!({"v": VERSION, "t": "pinned", "party": party, "fingerprint": fingerprint}),
             );
             return Ok(());
@@ -157,7 +157,7 @@ fn write_message(message: &ReceivedMessage, report: &Reporter) -> io::Result<()>
                 Protection::None => " (NOT ENCRYPTED)",
                 _ => " (NOT ENCRYPTED, could be forged)",
             };
-            let (time, from) = (utc(message.sent_at_ms), escape::line(&from));
+            let (time, from) = (utc(message.sent_at_ms), escape::name(&from));
             format!("{time}  {from}{mark}  {}", escape::lines(&message.text))
         }
     };
@@ -179,7 +179,7 @@ fn report_refused(report: &Reporter, from: &PartyName, id: &str, reason: Distrus
     };
     report.write(
         || {
-            let (from, id) = (escape::line(&from.to_string()), escape::line(id));
+            let (from, id) = (escape::name(&from.to_string()), escape::line(id));
             format!("Refused  a message in the name of {from}, which may be forged: {reason} · id {id}")
         },
         || {

@@ -141,7 +141,7 @@ fn report_sent(report: &Reporter, name: &PartyName, sent: &Sent) {
                 (true, 1) => "encrypted to 1 device".to_owned(),
                 (true, devices) => format!("encrypted to {devices} devices"),
             };
-            format!("Stored   for {} · {how} · id {}", escape::line(&name.to_string()), sent.message_id)
+            format!("Stored   for {} · {how} · id {}", escape::name(&name.to_string()), sent.message_id)
         },
         || {
             json!({
@@ -159,7 +159,7 @@ pub(super) fn report_receipt(report: &Reporter, name: &PartyName, id: &str, stat
         ReceiptState::Expired => ("Expired  ", "expired"),
     };
     report.write(
-        || format!("{label} to {} · id {}", escape::line(&name.to_string()), escape::line(id)),
+        || format!("{label} to {} · id {}", escape::name(&name.to_string()), escape::line(id)),
         || json!({"v": VERSION, "t": "receipt", "to": name.to_string(), "id": id, "state": code}),
     );
 }
