@@ -110,12 +110,13 @@ impl Account {
             return Err(ClientError::Refused { code: ErrorCode::TlsRequired, message });
         }
         let (mut account, is_new) = match Self::open(folder)? {
-            Some(account) if account.file.is_registered || !account.is_of(server, user) => {
+            Some(account) if account.file.is_registered || account.file.user != user => {
                 let path = folder.to_owned();
                 return Err(ClientError::Storage { path, source: io::ErrorKind::AlreadyExists.into() });
             }
             // An attempt that was interrupted: the server may have these keys.
             Some(mut account) => {
+                account.file.server = server.clone();
                 account.set_roots(options.roots)?;
                 (account, false)
             }
@@ -214,6 +215,16 @@ impl Account {
     pub(crate) fn set_roots(&mut self, roots: Option<String>) -> Result<(), ClientError> {
         self.file.roots = roots;
         self.storage.save_account(&self.file)
+    }
+
+    /// Uses another address of the server, with or without TLS, from the next connection on; [`Account::set_registered`] makes it durable.
+    pub(crate) fn set_server(&mut self, server: &ServerUrl) {
+        self.file.server = server.clone();
+    }
+
+    /// Returns the fingerprint that is pinned for a party.
+    pub(crate) fn pinned(&self, party: &PartyName) -> Result<Option<Fingerprint>, ClientError> {
+        Ok(self.storage.load_state()?.peers.pinned(party))
     }
 
     /// Notes that the server has accepted this device.

@@ -65,10 +65,16 @@ impl Storage {
         self.write(ACCOUNT_FILE, account)
     }
 
-    /// Removes the account and its keys.
+    /// Removes the account, its keys, and what was pinned for them.
     pub(super) fn remove_account(&self) -> Result<(), ClientError> {
-        let path = self.folder.join(ACCOUNT_FILE);
-        fs::remove_file(&path).map_err(|source| failed(&path, source))
+        for name in [STATE_FILE, ACCOUNT_FILE] {
+            let path = self.folder.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(&path, source)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn load_state(&self) -> Result<State, ClientError> {

@@ -236,6 +236,47 @@ fn a_second_device_is_linked_and_removed() {
     laptop.ok(&["devices", "remove", number.unwrap()]);
     assert!(!laptop.ok(&["devices"]).stdout.contains("phone"));
     phone.refused(&["inbox"], "the server refused");
+    // Added again it has another mailbox.
+    laptop.ok(&["devices", "add", code["code"].as_str().unwrap()]);
+    let inbox = phone.inbox();
+    assert!(inbox.stderr.contains("another mailbox"), "{inbox:?}");
+    let devices = laptop.ok(&["devices"]).stdout;
+    let own = devices.lines().find(|line| line.ends_with("(this device)")).unwrap();
+    let run = laptop.run(&["devices", "remove", own.split_whitespace().next().unwrap()]);
+    assert!(run.code == Some(2) && run.stderr.contains("the device that you use"), "{run:?}");
+}
+
+#[test]
+fn a_refused_registration_and_an_unreachable_address_leave_nothing_in_the_way() {
+    let server = server();
+    let (laptop, phone) = (Home::registered(&server, "alice"), Home::new(&server));
+    phone.refused(&["login", &phone.server, "alice"], "taken");
+    let request = phone.ok(&["devices", "request", &phone.server, "alice", "--json"]);
+    let code: Value = serde_json::from_str(request.stderr.lines().last().unwrap()).unwrap();
+    laptop.ok(&["devices", "add", code["code"].as_str().unwrap()]);
+    let login = phone.ok(&["login", &phone.server, "alice"]);
+    assert!(login.stderr.contains(&laptop.fingerprint()), "{login:?}");
+    // With TLS first, whose certificate is not trusted.
+    let dora = Home::new(&server);
+    let host = server.server.address.to_string();
+    assert_eq!(dora.run(&["login", &host, "dora"]).code, Some(5));
+    dora.ok(&["login", &dora.server, "dora"]);
+    let password = dora.run(&["login", &dora.server, "dora", "--password"]);
+    assert!(password.code == Some(2) && password.stderr.contains("registration"), "{password:?}");
+}
+
+#[test]
+fn a_mistyped_fingerprint_replaces_nothing() {
+    let server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    alice.ok(&["devices", "bob"]);
+    let wrong = "0000 1111 2222 3333 4444 5555 6666 7777";
+    assert_eq!(alice.run(&["devices", "trust", "bob", wrong]).code, Some(REFUSED));
+    alice.ok(&["msg", "bob", "hello"]);
+    assert!(bob.inbox().stdout.ends_with("  alice  hello\n"));
+    alice.ok(&["devices", "trust", "bob", &bob.fingerprint()]);
+    let own = alice.run(&["devices", "trust", "alice", wrong]);
+    assert!(own.code == Some(2) && own.stderr.contains("your own account"), "{own:?}");
 }
 
 #[test]

@@ -84,23 +84,57 @@ impl Devices {
             None => show(&self.account, self.name, report).await?,
             Some(Action::Add { code, account }) => add(&account, code, report).await?,
             Some(Action::Remove { number, account }) => {
-                let (_, client) = account.connect(Receive::Nothing).await?;
-                client.remove_device(number).await.map_err(MessagingError::from)?;
+                remove(&account, number, report).await?;
             }
             Some(Action::Request { server, user, device }) => request(&server, &user, &device, report)?,
             Some(Action::Trust { name, fingerprint, account }) => {
                 let fingerprint: Fingerprint = fingerprint.join(" ").parse().map_err(|_| {
                     MessagingError::Input("a fingerprint has 8 groups of 4 hexadecimal digits")
                 })?;
-                let (_, client) = account.connect(Receive::Nothing).await?;
-                client.trust(&name, fingerprint).await.map_err(MessagingError::from)?;
-                // The server must show this one, or nothing can be sent.
-                client.devices(&name).await.map_err(MessagingError::from)?;
-                client.close().await.map_err(MessagingError::from)?;
+                trust(&account, &name, fingerprint).await?;
             }
         }
         Ok(0)
     }
+}
+
+async fn remove(options: &AccountOptions, number: i64, report: &Reporter) -> Result<(), CommandError> {
+    let (account, client) = options.connect(Receive::Nothing).await?;
+    let found = client.devices(&account.party()).await.map_err(MessagingError::from)?;
+    let own_key = account.signing_key().map_err(MessagingError::from)?;
+    if found.devices.iter().any(|device| device.device == number && device.signing_key.0 == own_key) {
+        return Err(MessagingError::Input(
+            "this is the device that you use: without it you cannot log in again",
+        )
+        .into());
+    }
+    client.remove_device(number).await.map_err(MessagingError::from)?;
+    report.write(
+        || format!("Removed  device {number}"),
+        || json!({"v": VERSION, "t": "device_removed", "device": number}),
+    );
+    Ok(())
+}
+
+/// Trusts a fingerprint that the server shows. A pin from before stays if it shows another one: the fingerprint may be mistyped.
+async fn trust(
+    options: &AccountOptions,
+    name: &PartyName,
+    fingerprint: Fingerprint,
+) -> Result<(), CommandError> {
+    let (account, client) = options.connect(Receive::Nothing).await?;
+    if *name == account.party() {
+        return Err(MessagingError::Input("this is your own account").into());
+    }
+    let before = account.pinned(name).map_err(MessagingError::from)?;
+    client.trust(name, fingerprint).await.map_err(MessagingError::from)?;
+    let shown = client.devices(name).await;
+    if let (Err(_), Some(before)) = (&shown, before) {
+        client.trust(name, before).await.map_err(MessagingError::from)?;
+    }
+    client.close().await.map_err(MessagingError::from)?;
+    shown.map_err(MessagingError::from)?;
+    Ok(())
 }
 
 async fn add(account: &AccountOptions, code: DeviceCode, report: &Reporter) -> Result<(), CommandError> {
@@ -166,8 +200,8 @@ fn write_devices(
         (true, _) => {
             json!({"v": VERSION, "t": "party", "party": name, "fingerprint": fingerprint}).to_string()
         }
-        (false, Some(fingerprint)) => format!("{}  {fingerprint}", escape::line(&name)),
-        (false, None) => format!("{}  no keys: messages are NOT ENCRYPTED", escape::line(&name)),
+        (false, Some(fingerprint)) => format!("{}  {fingerprint}", escape::name(&name)),
+        (false, None) => format!("{}  no keys: messages are NOT ENCRYPTED", escape::name(&name)),
     };
     for device in &found.devices {
         let is_this = device.signing_key.0 == *own_key;

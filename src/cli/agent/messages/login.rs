@@ -100,6 +100,19 @@ impl Login {
         }
     }
 
+    /// What only a registration can set must not seem to be done.
+    fn refuse_registration_options(&self) -> Result<(), MessagingError> {
+        match (self.password || self.password_file.is_some(), self.device.label.is_some()) {
+            (true, _) => Err(MessagingError::Input(
+                "this account is registered: a password is set by its registration only",
+            )),
+            (_, true) => Err(MessagingError::Input(
+                "this device is registered: its label is set by its registration only",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         let server = parse_account(&self.server, &self.user)?;
         let folder = self.device.state.folder_of(&server, &self.user)?;
@@ -108,9 +121,11 @@ impl Login {
             existing.as_ref().is_none_or(|account| !account.is_registered() && account.has_identity());
         let account = match existing.filter(|_| !is_new) {
             Some(mut account) => {
+                self.refuse_registration_options()?;
                 if let Some(roots) = self.device.roots()? {
                     account.set_roots(Some(roots)).map_err(MessagingError::from)?;
                 }
+                account.set_server(&server);
                 log_in(account, report).await?
             }
             None => {
@@ -140,8 +155,9 @@ async fn log_in(mut account: Account, report: &Reporter) -> Result<Account, Comm
         return Err(MessagingError::Request(RequestError::Distrusted { party, source }).into());
     }
     client.close().await.map_err(MessagingError::from)?;
-    if !account.is_registered() {
-        account.set_registered().map_err(MessagingError::from)?;
+    let is_linked_now = !account.is_registered();
+    account.set_registered().map_err(MessagingError::from)?;
+    if is_linked_now {
         report.note("compare the fingerprint below with the one on the device that added this one");
     }
     Ok(account)
@@ -158,7 +174,7 @@ fn report_account(report: &Reporter, account: &Account, is_new: bool, fingerprin
                 true => "",
                 false => "\nNote     without TLS the network sees who writes to whom; messages are encrypted",
             };
-            format!("Account  {} at {server}, {what}\nKey      {fingerprint}{warning}", escape::line(user))
+            format!("Account  {} at {server}, {what}\nKey      {fingerprint}{warning}", escape::name(user))
         },
         || {
             json!({
