@@ -293,8 +293,12 @@ impl IceAgent {
             // A keepalive (RFC 8445 section 11).
             Class::Indication => None,
         };
+        if handled.is_none() {
+            // A flood of strangers' messages costs no look at the pairs.
+            return IceInput::Unrelated;
+        }
         self.update(now);
-        if handled.is_some() { IceInput::Handled } else { IceInput::Unrelated }
+        IceInput::Handled
     }
 
     /// Handles that data was sent on the selected pair which the peer will answer, such as a QUIC packet. Without an answer within four round
