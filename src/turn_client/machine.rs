@@ -241,6 +241,10 @@ impl TurnClient {
         let Ok(Some(peer)) = attributes.xor_address(attr::XOR_PEER_ADDRESS) else {
             return Received::Unrelated;
         };
+        // RFC 8656 section 11.4: nothing from a peer for which there is no permission.
+        if !self.peers.is_wanted(peer.ip()) {
+            return Received::Unrelated;
+        }
         if attributes.get(attr::ICMP).is_some() {
             self.events.push_back(TurnEvent::PeerUnreachable(peer));
             return Received::Control;

@@ -183,6 +183,8 @@ fn payload_of_both_framings_is_received_with_its_peer() {
     let other: SocketAddr = "[2001:db8::1]:9".parse().unwrap();
     let header = FrameHeader::data_indication(other, 3, [1; 12]).unwrap();
     let bytes = [header.as_bytes(), &[1, 2, 3, 0]].concat();
+    assert_eq!(client.handle(at, &bytes), Received::Unrelated);
+    client.create_permission(at, other.ip()).unwrap();
     let Received::Data { peer, payload } = client.handle(at, &bytes) else { panic!("no data") };
     assert_eq!((peer, &bytes[payload]), (other, &[1, 2, 3][..]));
 }
@@ -465,6 +467,7 @@ fn peers_and_requests_in_flight_are_limited() {
 fn an_icmp_error_names_its_peer() {
     let at = now().mono;
     let mut client = allocated(at);
+    client.bind_channel(at, peer()).unwrap();
     let error = Builder::new(Class::Indication, Method::DATA, crate::stun::TransactionId::new([3; 12]))
         .xor_address(attr::XOR_PEER_ADDRESS, peer())
         .attribute(attr::ICMP, &[0, 0, 6, 3, 0, 0, 0, 0]);

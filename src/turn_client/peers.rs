@@ -89,6 +89,11 @@ impl Peers {
             || self.channels.iter().any(|(channel, (_, entry))| channel.ip() == peer && entry.is_installed)
     }
 
+    /// Returns whether a permission or a channel for this address was requested.
+    pub(super) fn is_wanted(&self, peer: IpAddr) -> bool {
+        self.permissions.contains_key(&peer) || self.channels.keys().any(|channel| channel.ip() == peer)
+    }
+
     /// Returns the peer of a channel number.
     pub(super) fn peer_of(&self, number: u16) -> Option<SocketAddr> {
         let index = usize::from(number.checked_sub(*CHANNELS.start())?);
