@@ -152,12 +152,23 @@ impl IceAgent {
     #[must_use]
     pub fn new(config: IceConfig, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha20Rng::from_seed(seed);
+        let credentials = IceCredentials::random(&mut rng);
+        Self::start(config, credentials, rng)
+    }
+
+    /// Makes an agent with credentials that were agreed otherwise.
+    #[must_use]
+    pub fn with_credentials(config: IceConfig, credentials: IceCredentials, seed: [u8; 32]) -> Self {
+        Self::start(config, credentials, ChaCha20Rng::from_seed(seed))
+    }
+
+    fn start(config: IceConfig, credentials: IceCredentials, mut rng: ChaCha20Rng) -> Self {
         Self {
             config,
             role: config.role,
             tie_breaker: rng.random(),
             locals: Vec::new(),
-            current: Generation::new(IceCredentials::random(&mut rng)),
+            current: Generation::new(credentials),
             previous: None,
             selected: None,
             state: IceState::Checking,
@@ -255,7 +266,13 @@ impl IceAgent {
     /// Restarts ICE (RFC 8445 section 9): new local credentials, the same local candidates; the peer's are expected anew. The selected pair
     /// carries data until a new one answers.
     pub fn restart(&mut self, now: Instant) {
-        let next = Generation::new(IceCredentials::random(&mut self.rng));
+        let credentials = IceCredentials::random(&mut self.rng);
+        self.restart_with(now, credentials);
+    }
+
+    /// Does the same with credentials that were agreed otherwise.
+    pub fn restart_with(&mut self, now: Instant, credentials: IceCredentials) {
+        let next = Generation::new(credentials);
         let old = std::mem::replace(&mut self.current, next);
         // Of two restarts before an answer, the generation that works stays.
         if self.previous.is_none() || old.pairs.iter().any(Pair::is_usable) {
@@ -308,6 +325,15 @@ impl IceAgent {
             && let Some(pair) = self.pair_mut(key)
         {
             pair.on_sent(now);
+        }
+    }
+
+    /// Checks the selected pair now, because data on it had no answer. If the check has none either, data goes to the next pair that answers.
+    pub fn verify_selected(&mut self, now: Instant) {
+        if let Some(key) = self.selected
+            && let Some(pair) = self.pair_mut(key)
+        {
+            pair.next_check = Some(now);
         }
     }
 

@@ -29,6 +29,9 @@ const CONSENT: Duration = Duration::from_secs(30);
 /// Limits of the time in which a peer must answer.
 const SILENCE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(800));
 
+/// Checks that are sent before their answer is overdue.
+const CHECKS_OF_SILENCE: u32 = 3;
+
 /// Names a pair: local base and remote address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PairKey {
@@ -74,6 +77,8 @@ pub(super) struct Pair {
     pub(super) remote: Candidate,
     pub(super) state: PairState,
     pub(super) next_check: Option<Instant>,
+    /// The time between checks that are answered.
+    interval: Duration,
     /// Rounds without a response, one after the other.
     failures: u32,
     outstanding: VecDeque<Outstanding>,
@@ -97,6 +102,7 @@ impl Pair {
             remote: remote.clone(),
             state: PairState::Frozen,
             next_check: None,
+            interval: ROUND[0],
             failures: 0,
             outstanding: VecDeque::new(),
             round_trip: None,
@@ -158,6 +164,7 @@ impl Pair {
         }
         self.outstanding.push_back(Outstanding { id, sent: now, nominates });
         self.on_sent(now);
+        self.interval = interval;
         let wait = match &mut self.state {
             PairState::Checking(sent) => {
                 let wait = ROUND[(*sent).min(ROUND.len() - 1)];
@@ -165,7 +172,9 @@ impl Pair {
                 wait
             }
             // Until the response: like the first checks of a round.
-            PairState::Succeeded if self.is_suspect || nominates => self.silence_limit().max(ROUND[1]),
+            PairState::Succeeded if self.is_suspect => self.silence_limit().max(ROUND[1]),
+            // One lost check is no silence.
+            PairState::Succeeded => self.silence_limit() / CHECKS_OF_SILENCE,
             _ => interval,
         };
         self.next_check = Some(now + wait);
@@ -203,8 +212,8 @@ impl Pair {
         self.state = PairState::Succeeded;
         self.last_response = Some(now);
         self.failures = 0;
-        if is_first {
-            self.next_check = None;
+        if !self.is_to_be_nominated {
+            self.next_check = Some(now + self.interval);
         }
         self.on_alive();
         Some(Answered { nominates: check.nominates, is_first })
