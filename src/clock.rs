@@ -4,13 +4,13 @@
 
 #[cfg(feature = "server")]
 mod deadlines;
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "agent"))]
 mod ticks;
 
 #[cfg(feature = "server")]
 pub(crate) use deadlines::Deadlines;
 use std::time::{Duration, Instant};
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "agent"))]
 pub(crate) use ticks::{TickBase, Ticks};
 
 /// The current time. A service reads it once and passes it to the state machines.

@@ -10,6 +10,9 @@ const COMPONENT: u8 = 1;
 /// Longest text of a foundation (RFC 8839 section 5.1).
 const MAX_FOUNDATION: usize = 32;
 
+/// The port of an active TCP candidate (RFC 6544 section 4.5): each connection has one of its own.
+const DISCARD_PORT: u16 = 9;
+
 /// How an address was discovered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CandidateKind {
@@ -65,6 +68,19 @@ impl CandidateTransport {
             Self::TcpActive => Some("active"),
             Self::TcpPassive => Some("passive"),
             Self::TcpSimultaneousOpen => Some("so"),
+        }
+    }
+
+    pub(super) fn is_tcp(self) -> bool {
+        self != Self::Udp
+    }
+
+    /// Returns the transport of the other end (RFC 6544 section 6.2).
+    pub(super) fn opposite(self) -> Self {
+        match self {
+            Self::TcpActive => Self::TcpPassive,
+            Self::TcpPassive => Self::TcpActive,
+            same => same,
         }
     }
 
@@ -130,7 +146,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Makes a host candidate. Of several, the one with the higher preference is checked first; the usual order is IPv6 before IPv4, the default
+    /// Makes a host candidate. One of [`CandidateTransport::TcpActive`] has port 9, whatever `address` has. Of several, the one with the higher preference is checked first; the usual order is IPv6 before IPv4, the default
     /// route's interface before others.
     #[must_use]
     pub fn host(transport: CandidateTransport, address: SocketAddr, preference: u16) -> Self {
@@ -157,9 +173,13 @@ impl Candidate {
     fn local(
         kind: CandidateKind,
         transport: CandidateTransport,
-        (address, base): (SocketAddr, SocketAddr),
+        (mut address, mut base): (SocketAddr, SocketAddr),
         preference: u16,
     ) -> Self {
+        if transport == CandidateTransport::TcpActive {
+            address.set_port(DISCARD_PORT);
+            base.set_port(DISCARD_PORT);
+        }
         let priority = priority(kind, transport, preference);
         let foundation = foundation(kind, transport, base.ip());
         Self { kind, transport, address, base, priority, foundation }
@@ -173,8 +193,10 @@ impl Candidate {
 
     /// The priority that a peer-reflexive candidate of the same base would have: the value of PRIORITY (RFC 8445 section 7.1.1).
     pub(super) fn reflexive_priority(&self) -> u32 {
-        let local_preference = self.priority & 0x00FF_FFFF;
-        (CandidateKind::PeerReflexive.preference() << 24) | local_preference
+        let kind = CandidateKind::PeerReflexive;
+        // All but the type and the direction, which RFC 6544 prefers in another order then.
+        let rest = self.priority & 0x001F_FFFF;
+        kind.preference() << 24 | self.transport.preference(kind) << 21 | rest
     }
 }
 
@@ -280,6 +302,8 @@ mod tests {
         for candidate in [
             Candidate::host(CandidateTransport::Udp, address(), 65_535),
             Candidate::host(CandidateTransport::TcpActive, address(), 7),
+            Candidate::host(CandidateTransport::TcpPassive, address(), 7),
+            Candidate::server_reflexive(CandidateTransport::TcpSimultaneousOpen, reflexive, address(), 9),
             Candidate::server_reflexive(CandidateTransport::Udp, reflexive, address(), 9),
             Candidate::relayed("[2001:db8::1]:50000".parse().unwrap(), 0),
         ] {
@@ -304,8 +328,22 @@ mod tests {
             Candidate::relayed(address(), 65_535).priority,
         ];
         assert!(order.is_sorted_by(|better, worse| better > worse), "{order:?}");
+        let active: Candidate = Candidate::host(CandidateTransport::TcpActive, address(), 0);
+        assert_eq!(
+            (active.base.port(), active.to_string().contains(" 9 typ host tcptype active")),
+            (9, true)
+        );
+        // Reflexive directions are preferred in another order (RFC 6544 section 4.2).
+        let reflexive = |transport| Candidate::host(transport, address(), 65_535).reflexive_priority();
+        let order = [
+            reflexive(CandidateTransport::Udp),
+            reflexive(CandidateTransport::TcpSimultaneousOpen),
+            reflexive(CandidateTransport::TcpActive),
+            reflexive(CandidateTransport::TcpPassive),
+        ];
+        assert!(order.is_sorted_by(|better, worse| better > worse), "{order:?}");
         // The example of RFC 8445 section 5.1.2.1: 2^24 × 126 + 2^8 × 65535 + 255.
-        assert_eq!(order[0], 2_130_706_431);
+        assert_eq!(host(CandidateTransport::Udp, 65_535), 2_130_706_431);
         let reflexive = Candidate::host(CandidateTransport::Udp, address(), 65_535).reflexive_priority();
         assert_eq!(reflexive, 110 << 24 | 65_535 << 8 | 255);
     }

@@ -1,16 +1,18 @@
 //! The pairs between two restarts: candidates of the peer, and the check list.
 
-use super::candidate::{Candidate, CandidateKind};
+use super::candidate::{Candidate, CandidateKind, CandidateTransport};
+use super::check_list::CheckList;
 use super::credentials::IceCredentials;
 use super::machine::IceRole;
 use super::pair::{Pair, PairKey, PairState};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 /// Most candidates of a kind that a peer may have; the oldest one gives way.
 const MAX_REMOTE_PER_KIND: usize = 16;
 /// Most pairs; the one with the lowest priority that has not succeeded gives way (RFC 8445 section 6.1.2.5).
-const MAX_PAIRS: usize = 256;
+pub(super) const MAX_PAIRS: usize = 256;
 
 /// The state of one side's credentials.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(super) struct Generation {
     pub(super) local: IceCredentials,
     pub(super) remote: Option<IceCredentials>,
     remote_candidates: Vec<Candidate>,
-    pub(super) pairs: Vec<Pair>,
+    pub(super) pairs: CheckList,
     pub(super) is_end_of_candidates: bool,
     /// The pair that the peer nominated last, and the number that it had.
     pub(super) nominated: Option<(PairKey, Option<u32>)>,
@@ -30,18 +32,18 @@ impl Generation {
             local,
             remote: None,
             remote_candidates: Vec::new(),
-            pairs: Vec::new(),
+            pairs: CheckList::default(),
             is_end_of_candidates: false,
             nominated: None,
         }
     }
 
     pub(super) fn pair(&self, key: PairKey) -> Option<&Pair> {
-        self.pairs.iter().find(|pair| pair.key == key)
+        self.pairs.get(key)
     }
 
     pub(super) fn pair_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
-        self.pairs.iter_mut().find(|pair| pair.key == key)
+        self.pairs.get_mut(key)
     }
 
     /// Adds a local candidate: pairs it with those of the peer.
@@ -58,7 +60,10 @@ impl Generation {
         if let Some(known) = self.remote_candidates.iter_mut().find(|known| same(known)) {
             if known.kind == CandidateKind::PeerReflexive && remote.kind != CandidateKind::PeerReflexive {
                 *known = remote.clone();
-                for pair in self.pairs.iter_mut().filter(|pair| pair.key.remote == remote.address) {
+                let is_tcp = remote.transport.is_tcp();
+                let of_remote =
+                    |pair: &&mut Pair| (pair.key.remote, pair.key.is_tcp) == (remote.address, is_tcp);
+                for pair in self.pairs.iter_mut().filter(of_remote) {
                     pair.remote = remote.clone();
                 }
             }
@@ -66,13 +71,15 @@ impl Generation {
         }
         let of_kind = |known: &Candidate| known.kind == remote.kind;
         if self.remote_candidates.iter().filter(|known| of_kind(known)).count() >= MAX_REMOTE_PER_KIND {
-            let in_use = |known: &Candidate| {
-                self.pairs.iter().any(|pair| pair.key.remote == known.address && pair.is_usable())
+            let in_use: HashSet<(SocketAddr, bool)> =
+                self.pairs.iter().filter(|pair| pair.is_usable()).map(Pair::remote_key).collect();
+            let is_spare = |known: &Candidate| {
+                of_kind(known) && !in_use.contains(&(known.address, known.transport.is_tcp()))
             };
-            let oldest = self.remote_candidates.iter().position(|known| of_kind(known) && !in_use(known));
-            let Some(oldest) = oldest else { return };
+            let Some(oldest) = self.remote_candidates.iter().position(is_spare) else { return };
             let gone = self.remote_candidates.remove(oldest);
-            self.pairs.retain(|pair| pair.key.remote != gone.address);
+            let gone = (gone.address, gone.transport.is_tcp());
+            self.pairs.retain(|pair| pair.remote_key() != gone);
         }
         for local in locals {
             self.add_pair(role, local, &remote);
@@ -84,22 +91,19 @@ impl Generation {
     fn add_pair(&mut self, role: IceRole, local: &Candidate, remote: &Candidate) {
         let is_sender = matches!(local.kind, CandidateKind::Host | CandidateKind::Relayed);
         let fits = local.transport.checks(remote.transport) && is_same_network(local.base, remote.address);
-        let key = PairKey { local: local.base, remote: remote.address };
-        if !is_sender || !fits || self.pair(key).is_some() {
+        let pair = Pair::new(local, remote);
+        if !is_sender || !fits || self.pair(pair.key).is_some() {
             return;
         }
-        let pair = Pair::new(local, remote);
         if self.pairs.len() >= MAX_PAIRS {
-            let spare = self.pairs.iter().enumerate().filter(|(_, pair)| !pair.is_usable());
-            let lowest = spare.min_by_key(|(_, pair)| pair.priority(role)).map(|(index, _)| index);
+            let spare = self.pairs.iter().filter(|pair| !pair.is_usable());
+            let lowest = spare.map(|pair| (pair.priority(role), pair.key)).min();
             match lowest {
-                Some(index) if self.pairs[index].priority(role) < pair.priority(role) => {
-                    self.pairs.swap_remove(index);
-                }
+                Some((priority, key)) if priority < pair.priority(role) => drop(self.pairs.remove(key)),
                 _ => return,
             }
         }
-        self.pairs.push(pair);
+        self.pairs.insert(pair);
     }
 
     /// Finds or makes the pair on which a check of the peer arrived.
@@ -111,21 +115,30 @@ impl Generation {
         priority: u32,
     ) -> Option<&mut Pair> {
         let sends = |local: &&Candidate| {
-            local.base == key.local && matches!(local.kind, CandidateKind::Host | CandidateKind::Relayed)
+            (local.base, local.transport.is_tcp()) == (key.local, key.is_tcp)
+                && matches!(local.kind, CandidateKind::Host | CandidateKind::Relayed)
         };
         let local = locals.iter().find(sends)?;
-        if self.pair(key).is_none() {
-            let remote = Candidate::peer_reflexive(local.transport, key.remote, priority);
-            self.add_remote(role, locals, remote);
-            if self.pair(key).is_none() {
-                // The other direction of a TCP connection, or a link-local address that only the peer can judge.
-                let remote = Candidate::peer_reflexive(local.transport, key.remote, priority);
-                if self.pairs.len() < MAX_PAIRS {
-                    self.pairs.push(Pair::new(local, &remote));
-                }
+        // A connection that was opened from here has its pair, or is being closed.
+        if self.pair(key).is_none() && local.transport != CandidateTransport::TcpActive {
+            let remote = Candidate::peer_reflexive(local.transport.opposite(), key.remote, priority);
+            self.add_remote(role, locals, remote.clone());
+            // The accepting side of a TCP connection, or a link-local address that only the peer can judge.
+            if self.pair(key).is_none() && self.pairs.len() < MAX_PAIRS {
+                self.pairs.insert(Pair::new(local, &remote));
             }
         }
         self.pair_mut(key)
+    }
+
+    /// Forgets a TCP connection that the peer opened: it cannot be opened from here.
+    pub(super) fn remove_accepted(&mut self, key: PairKey) {
+        self.pairs.remove(key);
+        self.remote_candidates.retain(|known| {
+            known.address != key.remote
+                || known.transport != CandidateTransport::TcpActive
+                || known.kind != CandidateKind::PeerReflexive
+        });
     }
 
     /// Forgets a local candidate and its pairs.
@@ -138,17 +151,23 @@ impl Generation {
         if self.remote.is_none() {
             return;
         }
-        let mut frozen: Vec<usize> =
-            (0..self.pairs.len()).filter(|index| self.pairs[*index].state == PairState::Frozen).collect();
-        frozen.sort_by_key(|index| std::cmp::Reverse(self.pairs[*index].priority(role)));
-        for index in frozen {
-            let is_first_round = |pair: &Pair| matches!(pair.state, PairState::Checking(sent) if sent < 3);
-            let waits = self
-                .pairs
-                .iter()
-                .any(|other| is_first_round(other) && other.has_same_foundations(&self.pairs[index]));
-            if !waits {
-                self.pairs[index].check_now(now);
+        let mut frozen: Vec<&Pair> =
+            self.pairs.iter().filter(|pair| pair.state == PairState::Frozen).collect();
+        if frozen.is_empty() {
+            return;
+        }
+        frozen.sort_by_key(|pair| std::cmp::Reverse(pair.priority(role)));
+        let is_first_round = |pair: &&Pair| matches!(pair.state, PairState::Checking(sent) if sent < 3);
+        let mut checked: HashSet<_> =
+            self.pairs.iter().filter(is_first_round).map(Pair::foundations).collect();
+        let unfrozen: Vec<PairKey> = frozen
+            .into_iter()
+            .filter(|pair| checked.insert(pair.foundations()))
+            .map(|pair| pair.key)
+            .collect();
+        for key in unfrozen {
+            if let Some(pair) = self.pairs.get_mut(key) {
+                pair.check_now(now);
             }
         }
     }

@@ -1,10 +1,12 @@
 //! [`IceAgent`]: its inputs, timers and pacing.
 
 use super::binding::{Check, Nomination};
-use super::candidate::Candidate;
+use super::candidate::{Candidate, CandidateTransport};
 use super::credentials::IceCredentials;
 use super::generation::Generation;
 use super::pair::{Pair, PairKey, PairState};
+use super::probe_budget::{POSTPONED, ProbeBudget};
+use super::tcp::Connections;
 use crate::stun::{Class, Message, Method, TransactionId};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -23,6 +25,12 @@ const SPARE_INTERVAL: Duration = Duration::from_secs(60);
 const BACKUPS: usize = 3;
 /// RFC 8863: an agent is patient for this long before it fails.
 const PATIENCE: Duration = Duration::from_millis(39_500);
+
+/// Most local candidates.
+const MAX_LOCALS: usize = 64;
+/// Most messages and events that wait for the caller, who takes them after each input.
+const MAX_TRANSMITS: usize = 512;
+const MAX_EVENTS: usize = 1024;
 
 /// The role of an agent (RFC 8445 section 6.1.1). Roles that conflict are repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +89,8 @@ pub struct IceTransmit {
     pub local: SocketAddr,
     /// The peer's address.
     pub remote: SocketAddr,
+    /// Whether it is sent on the TCP connection of the two addresses, with its length before it (RFC 4571).
+    pub is_tcp: bool,
     /// The message.
     pub bytes: Vec<u8>,
 }
@@ -107,6 +117,23 @@ pub enum IceEvent {
     Selected(Box<SelectedPair>),
     /// A role conflict was repaired; this is the role now.
     Role(IceRole),
+    /// A TCP connection must be opened. The caller then calls [`IceAgent::handle_tcp_connected`] or [`IceAgent::handle_tcp_closed`].
+    Connect {
+        /// The base of the local candidate: with [`CandidateTransport::TcpSimultaneousOpen`] the address to connect from, otherwise any port
+        /// of its IP address.
+        local: SocketAddr,
+        /// The peer's address.
+        remote: SocketAddr,
+        /// The transport of the local candidate.
+        transport: CandidateTransport,
+    },
+    /// A TCP connection, open or still opening, is no longer needed.
+    Close {
+        /// The base of the local candidate, as in [`IceEvent::Connect`]; of an accepted connection the listener's address.
+        local: SocketAddr,
+        /// The peer's address.
+        remote: SocketAddr,
+    },
     /// A STUN message from outside told the peer's view of a local base: its peer-reflexive address.
     Mapped {
         /// The local base.
@@ -123,6 +150,13 @@ pub enum IceInput {
     Handled,
     /// Nothing of this agent's, or not authentic: dropped without a response.
     Unrelated,
+}
+
+/// The generation of a pair that is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Current,
+    Previous,
 }
 
 /// An ICE agent. See the [module](super) for how to drive it.
@@ -143,8 +177,12 @@ pub struct IceAgent {
     /// Since when there is no usable pair.
     pub(super) without_path_since: Option<Instant>,
     next_send: Option<Instant>,
-    pub(super) transmits: VecDeque<IceTransmit>,
-    pub(super) events: VecDeque<IceEvent>,
+    /// No later than the next time at which something must be done.
+    timer: Option<Instant>,
+    pub(super) connections: Connections,
+    pub(super) budget: ProbeBudget,
+    transmits: VecDeque<IceTransmit>,
+    events: VecDeque<IceEvent>,
 }
 
 impl IceAgent {
@@ -175,6 +213,9 @@ impl IceAgent {
             next_nomination: 1,
             without_path_since: None,
             next_send: None,
+            timer: None,
+            connections: Connections::default(),
+            budget: ProbeBudget::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             rng,
@@ -219,13 +260,13 @@ impl IceAgent {
         Some(SelectedPair { local, remote, round_trip: pair.round_trip })
     }
 
-    /// Adds a local candidate. One whose base and kind are known is ignored.
+    /// Adds a local candidate. One that is known, or that is one too many, is ignored.
     pub fn add_local_candidate(&mut self, now: Instant, candidate: Candidate) {
         let same = |known: &Candidate| {
             (known.kind, known.transport, known.base, known.address)
                 == (candidate.kind, candidate.transport, candidate.base, candidate.address)
         };
-        if self.locals.iter().any(same) {
+        if self.locals.len() >= MAX_LOCALS || self.locals.iter().any(same) {
             return;
         }
         self.current.add_local(self.role, &candidate);
@@ -284,7 +325,7 @@ impl IceAgent {
 
     /// Handles that addresses, routes or the time have changed: everything is checked at once.
     pub fn handle_network_change(&mut self, now: Instant) {
-        for pair in &mut self.current.pairs {
+        for pair in self.current.pairs.iter_mut() {
             pair.is_suspect |= pair.is_usable();
             pair.check_now(now);
         }
@@ -299,11 +340,14 @@ impl IceAgent {
         remote: SocketAddr,
         bytes: &[u8],
     ) -> IceInput {
+        self.handle_stun(now, PairKey { is_tcp: false, local, remote }, bytes)
+    }
+
+    pub(super) fn handle_stun(&mut self, now: Instant, key: PairKey, bytes: &[u8]) -> IceInput {
         let Ok(message) = Message::parse(bytes) else { return IceInput::Unrelated };
         if message.method() != Method::BINDING {
             return IceInput::Unrelated;
         }
-        let key = PairKey { local, remote };
         let handled = match message.class() {
             Class::Request => self.handle_request(now, key, &message),
             Class::Success | Class::Error => self.handle_response(now, key, &message),
@@ -325,6 +369,8 @@ impl IceAgent {
             && let Some(pair) = self.pair_mut(key)
         {
             pair.on_sent(now);
+            let event = pair.next_event();
+            self.timer = self.timer.into_iter().chain(event).min();
         }
     }
 
@@ -334,12 +380,17 @@ impl IceAgent {
             && let Some(pair) = self.pair_mut(key)
         {
             pair.next_check = Some(now);
+            self.timer = Some(now);
         }
     }
 
     /// Handles that authentic data of the peer has arrived.
     pub fn handle_data_received(&mut self, local: SocketAddr, remote: SocketAddr) {
-        if let Some(pair) = self.pair_mut(PairKey { local, remote })
+        self.on_data_received(PairKey { is_tcp: false, local, remote });
+    }
+
+    pub(super) fn on_data_received(&mut self, key: PairKey) {
+        if let Some(pair) = self.pair_mut(key)
             && pair.is_usable()
         {
             pair.on_alive();
@@ -348,28 +399,40 @@ impl IceAgent {
 
     /// Sends the checks that are due, and notices silence.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.timer = None;
+        let mut expired = Vec::new();
         for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
-            for pair in &mut generation.pairs {
+            for pair in generation.pairs.iter_mut() {
                 pair.detect_silence(now);
-                pair.expire_consent(now);
+                if pair.expire_consent(now) && pair.key.is_tcp {
+                    expired.push(pair.key);
+                }
             }
+        }
+        for key in expired {
+            self.close_connection(now, key);
         }
         self.update(now);
         while self.next_send.is_none_or(|at| at <= now)
-            && let Some(key) = self.next_due(now)
+            && let Some((key, source)) = self.next_due(now)
         {
-            self.send_check(now, key);
-            let pace = if self.current.is_first_round() { FIRST_PACE } else { PACE };
-            self.next_send = Some(now + pace);
+            if self.send_check(now, key, source) {
+                let pace = if self.current.is_first_round() { FIRST_PACE } else { PACE };
+                self.next_send = Some(now + pace);
+            }
         }
         self.update(now);
     }
 
-    /// Returns when [`IceAgent::handle_timeout`] is due.
+    /// Returns when [`IceAgent::handle_timeout`] is due. Costs nothing: it can be called for each packet.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let pairs = || self.generations().flat_map(|generation| &generation.pairs);
-        let check = self.checked_pairs().filter_map(|pair| pair.next_check).min();
+        self.timer
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let pairs = || self.generations().flat_map(|generation| generation.pairs.iter());
+        let check = self.checked_pairs().filter_map(|(pair, _)| pair.next_check).min();
         let check = check.map(|at| self.next_send.map_or(at, |pace| at.max(pace)));
         let event = pairs().filter_map(Pair::next_event).min();
         let patience = self.without_path_since.map(|since| since + PATIENCE);
@@ -387,57 +450,108 @@ impl IceAgent {
         self.events.pop_front()
     }
 
+    /// Queues a message to a pair. One too many is dropped, as a network may do.
+    pub(super) fn push_transmit(&mut self, PairKey { is_tcp, local, remote }: PairKey, bytes: Vec<u8>) {
+        if self.transmits.len() < MAX_TRANSMITS {
+            self.transmits.push_back(IceTransmit { local, remote, is_tcp, bytes });
+        }
+    }
+
+    /// Queues an event. One too many takes the place of the oldest.
+    pub(super) fn push_event(&mut self, event: IceEvent) {
+        if self.events.len() >= MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
     pub(super) fn generations(&self) -> impl Iterator<Item = &Generation> {
         std::iter::once(&self.current).chain(&self.previous)
     }
 
+    /// Returns the pair with a key: of the generation in which it is usable, or else of the latest one.
     pub(super) fn pair(&self, key: PairKey) -> Option<&Pair> {
-        self.generations().find_map(|generation| generation.pair(key))
+        if self.is_in_previous(key) { self.previous.as_ref()?.pair(key) } else { self.current.pair(key) }
     }
 
     pub(super) fn pair_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
-        if self.current.pair(key).is_some() {
-            return self.current.pair_mut(key);
+        match self.is_in_previous(key) {
+            true => self.previous.as_mut()?.pair_mut(key),
+            false => self.current.pair_mut(key),
         }
-        self.previous.as_mut()?.pair_mut(key)
     }
 
-    /// All pairs of the current generation once the peer's credentials are known, and the selected one of the previous generation.
-    fn checked_pairs(&self) -> impl Iterator<Item = &Pair> {
+    fn is_in_previous(&self, key: PairKey) -> bool {
+        let previous = self.previous.as_ref().and_then(|previous| previous.pair(key));
+        let current = self.current.pair(key);
+        previous.is_some_and(|previous| {
+            current.is_none_or(|current| previous.is_usable() && !current.is_usable())
+        })
+    }
+
+    /// All pairs of the current generation once the peer's credentials are known, and the selected one if it is of the previous generation.
+    fn checked_pairs(&self) -> impl Iterator<Item = (&Pair, Source)> {
         let is_known = self.current.remote.is_some();
         let current = self.current.pairs.iter().filter(move |_| is_known);
-        let previous = self.previous.iter().flat_map(|generation| &generation.pairs);
-        current.chain(previous.filter(|pair| Some(pair.key) == self.selected))
+        let selected = self.selected.filter(|key| self.is_in_previous(*key));
+        let previous = selected.and_then(|key| self.previous.as_ref()?.pair(key));
+        let previous = previous.map(|pair| (pair, Source::Previous));
+        current.map(|pair| (pair, Source::Current)).chain(previous)
     }
 
     /// Returns the pair whose check is sent now: nominations, then the peer's checks, then by priority.
-    fn next_due(&self, now: Instant) -> Option<PairKey> {
-        let due = self.checked_pairs().filter(|pair| pair.next_check.is_some_and(|at| at <= now));
-        let rank = |pair: &&Pair| {
+    fn next_due(&self, now: Instant) -> Option<(PairKey, Source)> {
+        let due = self.checked_pairs().filter(|(pair, _)| pair.next_check.is_some_and(|at| at <= now));
+        let rank = |(pair, _): &(&Pair, Source)| {
             let is_first = pair.state == PairState::Checking(0);
             (pair.is_to_be_nominated, pair.was_triggered, is_first, pair.priority(self.role))
         };
-        due.max_by_key(rank).map(|pair| pair.key)
+        due.max_by_key(rank).map(|(pair, source)| (pair.key, source))
     }
 
-    fn send_check(&mut self, now: Instant, key: PairKey) {
+    fn checked_pair_mut(&mut self, key: PairKey, source: Source) -> Option<&mut Pair> {
+        match source {
+            Source::Current => self.current.pair_mut(key),
+            Source::Previous => self.previous.as_mut()?.pair_mut(key),
+        }
+    }
+
+    /// Sends a check of a pair, or has its connection opened; `false` if nothing is sent now.
+    fn send_check(&mut self, now: Instant, key: PairKey, source: Source) -> bool {
+        let carries = self.connections.carries(key);
+        let is_in_budget = self.budget.may_check(now, key.remote.ip());
+        let Some(pair) = self.checked_pair_mut(key, source) else { return false };
+        if !is_in_budget {
+            pair.next_check = Some(now + POSTPONED);
+            return false;
+        }
+        if !pair.begin_check(now) {
+            self.close_connection(now, key);
+            return false;
+        }
+        self.budget.take_check(now, key.remote.ip());
+        if carries {
+            self.send_binding_request(now, key, source);
+        } else {
+            self.open_connection(now, key);
+        }
+        true
+    }
+
+    fn send_binding_request(&mut self, now: Instant, key: PairKey, source: Source) {
         let id = TransactionId::new(self.rng.random());
         let interval = self.interval(key).mul_f64(self.rng.random_range(0.8..=1.2));
         let is_controlling = self.role == IceRole::Controlling;
         let (role, tie_breaker) = (self.role, self.tie_breaker);
         let number = self.next_nomination;
         let is_numbered = self.config.renomination;
-        let in_current = self.current.pair(key).is_some();
-        let generation = match (in_current, &mut self.previous) {
-            (false, Some(previous)) => previous,
+        let generation = match (source, &mut self.previous) {
+            (Source::Previous, Some(previous)) => previous,
             _ => &mut self.current,
         };
         let (local, remote) = (generation.local.clone(), generation.remote.clone());
         let (Some(remote), Some(pair)) = (remote, generation.pair_mut(key)) else { return };
-        if !pair.begin_check(now) {
-            return;
-        }
-        let nominates = is_controlling && pair.is_to_be_nominated && in_current;
+        let nominates = is_controlling && pair.is_to_be_nominated && source == Source::Current;
         let nomination = nominates.then_some(match is_numbered {
             true => Nomination::Numbered(number),
             false => Nomination::Plain,
@@ -446,7 +560,7 @@ impl IceAgent {
         let bytes = check.to_request(id, &local, &remote);
         pair.on_check_sent(now, id, nominates, interval);
         pair.was_triggered = false;
-        self.transmits.push_back(IceTransmit { local: key.local, remote: key.remote, bytes });
+        self.push_transmit(key, bytes);
     }
 
     /// The time between checks of a pair that has succeeded.
@@ -472,9 +586,11 @@ impl IceAgent {
     }
 
     /// Draws conclusions after each input: pairs to check, the pair that carries data, the state.
-    fn update(&mut self, now: Instant) {
+    pub(super) fn update(&mut self, now: Instant) {
         self.current.unfreeze(now, self.role);
         self.select(now);
         self.update_state(now);
+        self.close_unused_connections();
+        self.timer = self.next_timeout();
     }
 }

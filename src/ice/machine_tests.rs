@@ -182,6 +182,9 @@ fn a_restart_keeps_the_old_path_until_the_new_one_answers() {
         network.run(5 * SECOND);
         assert!(network.is_direct() && network.is_agreed());
         for side in 0..2 {
+            let lost = network.sides[side].events.iter();
+            let lost = lost.filter(|(_, event)| *event == IceEvent::State(IceState::Disconnected)).count();
+            assert_eq!(lost, 0, "seed {seed}: the old path counted as lost");
             assert!(network.longest_gap(side) <= millis(300), "seed {seed}: {:?}", network.longest_gap(side));
             let agent = &network.sides[side].agent;
             assert!(agent.previous.is_none(), "the old generation is still there");
@@ -215,7 +218,7 @@ fn a_shorter_path_of_the_same_kind_is_taken_only_for_a_clear_gain() {
     let agent = &mut network.sides[0].agent;
     let now = network.now;
     agent.add_local_candidate(now, Candidate::host(CandidateTransport::Udp, other, 1));
-    let key = super::pair::PairKey { local: other, remote: selected.remote };
+    let key = super::pair::PairKey { local: other, ..selected };
     for (round_trip, is_taken) in [(29, false), (22, false), (12, true)] {
         let pair = agent.current.pair_mut(key).unwrap();
         pair.state = super::pair::PairState::Succeeded;
@@ -226,7 +229,7 @@ fn a_shorter_path_of_the_same_kind_is_taken_only_for_a_clear_gain() {
 }
 
 /// A check that an attacker sends.
-fn forged(agent: &IceAgent, password: &str) -> Vec<u8> {
+pub(super) fn forged(agent: &IceAgent, password: &str) -> Vec<u8> {
     Builder::new(Class::Request, Method::BINDING, TransactionId::new([9; 12]))
         .attribute(attr::USERNAME, format!("{}:evil", agent.local_credentials().ufrag()).as_bytes())
         .attribute(0x0024, &1_u32.to_be_bytes())
@@ -261,26 +264,140 @@ fn a_peer_cannot_make_an_agent_send_more_than_it_gets_or_keep_more_than_it_may()
     let mut network = network(Nat::Open, Nat::Open, 2);
     network.run(SECOND);
     let now = network.now;
-    let agent = &mut network.sides[0].agent;
+    // The controlled side: it learns addresses of the forged checks.
+    let agent = &mut network.sides[1].agent;
     let local = agent.local_candidates()[0].base;
     let password = agent.local_credentials().password().to_owned();
     let bytes = forged(agent, &password);
-    for port in 1..5000 {
-        agent.handle_message(now, local, ([192, 0, 2, 9], port).into(), &bytes);
+    for host in 1..100 {
+        for port in 1..50 {
+            agent.handle_message(now, local, ([192, 0, 2, host], port).into(), &bytes);
+        }
     }
-    assert!(agent.current.pairs.len() <= 256, "{}", agent.current.pairs.len());
-    while agent.poll_transmit().is_some() {}
+    assert!((10..=256).contains(&agent.current.pairs.len()), "{}", agent.current.pairs.len());
+    assert!(agent.budget.addresses() <= 1024);
+    let (mut responses, mut longest) = (0, 0);
+    while let Some(transmit) = agent.poll_transmit() {
+        (responses, longest) = (responses + 1, longest.max(transmit.bytes.len()));
+    }
+    assert!((1..=512).contains(&responses) && longest <= bytes.len(), "{responses} {longest}");
     for port in 1..5000_u16 {
         let text = format!("candidate:x{port} 1 udp 5 192.0.2.8 {port} typ host");
         agent.add_remote_candidate(now, text.parse().unwrap());
     }
-    assert!(agent.current.pairs.len() <= 256, "{}", agent.current.pairs.len());
+    for port in 1..5000 {
+        let address = ([10, 0, 0, 1], port).into();
+        agent.add_local_candidate(now, Candidate::host(CandidateTransport::Udp, address, 1));
+    }
+    assert_eq!(agent.local_candidates().len(), 64);
+    assert_eq!(agent.current.pairs.len(), 256);
     // 10 s of checks towards addresses that never answer.
-    let before = network.sides[0].sent;
+    let before = network.sides[1].sent;
     network.run(10 * SECOND);
-    let sent = network.sides[0].sent - before;
-    assert!(sent <= 400, "{sent} messages in 10 s");
+    let sent = network.sides[1].sent - before;
+    assert!(sent <= 1000, "{sent} messages in 10 s");
     assert!(network.is_direct());
+}
+
+/// The most messages to one of the addresses in any second, and in all.
+fn most_in_a_second(
+    sent: &[(Duration, std::net::SocketAddr)],
+    is_counted: impl Fn(&std::net::SocketAddr) -> bool,
+) -> (usize, usize) {
+    let times: Vec<Duration> = sent.iter().filter(|(_, to)| is_counted(to)).map(|(at, _)| *at).collect();
+    let in_second =
+        |at: &Duration| times.iter().filter(|other| *at <= **other && **other < *at + SECOND).count();
+    (times.iter().map(in_second).max().unwrap_or(0), times.len())
+}
+
+/// A peer that names addresses of others, from candidates and as sources of its checks, gets few packets sent there.
+#[test]
+fn an_address_that_has_not_answered_gets_at_most_120_packets_a_second() {
+    for is_restarting in [false, true] {
+        let mut network = network(Nat::Open, Nat::Open, 3);
+        network.run(SECOND);
+        network.sides[1].log = Some(Vec::new());
+        let victims: [std::net::IpAddr; 3] =
+            [[10, 0, 0, 1].into(), [198, 51, 100, 9].into(), [192, 0, 2, 1].into()];
+        for round in 0..200_u16 {
+            let now = network.now;
+            let agent = &mut network.sides[1].agent;
+            let local = agent.local_candidates()[0].base;
+            let password = agent.local_credentials().password().to_owned();
+            let bytes = forged(agent, &password);
+            for (number, ip) in victims.iter().enumerate() {
+                for port in 0..20 {
+                    let port = 1000 + round * 20 + port;
+                    let kind = ["host", "srflx", "relay"][usize::from(port) % 3];
+                    let text = format!("candidate:{number}x{port} 1 udp 4000000000 {ip} {port} typ {kind}");
+                    agent.add_remote_candidate(now, text.parse().unwrap());
+                    agent.handle_message(now, local, (*ip, port).into(), &bytes);
+                }
+            }
+            if is_restarting && round % 20 == 0 {
+                agent.restart(now);
+                network.signal();
+            }
+            network.run(millis(100));
+        }
+        let sent = network.sides[1].log.take().unwrap();
+        for ip in victims {
+            let (in_second, in_all) = most_in_a_second(&sent, |to| to.ip() == ip);
+            assert!(in_second <= 121, "{in_second} to {ip}");
+            // 20 s at 20, and the burst.
+            assert!((20..=521).contains(&in_all), "{in_all} to {ip}");
+        }
+        assert!(network.wait(5 * SECOND, Network::is_connected).is_some());
+    }
+}
+
+#[test]
+fn addresses_that_have_not_answered_get_at_most_50_checks_a_second_together() {
+    let mut network = network(Nat::Open, Nat::Open, 3);
+    network.run(SECOND);
+    network.sides[0].log = Some(Vec::new());
+    for round in 0..600_u16 {
+        let now = network.now;
+        for number in 0..20 {
+            let (high, low) = ((round * 20 + number) / 250, (round * 20 + number) % 250);
+            let text = format!("candidate:{round}x{number} 1 udp 4000000000 10.9.{high}.{low} 9 typ host");
+            network.sides[0].agent.add_remote_candidate(now, text.parse().unwrap());
+        }
+        network.run(millis(100));
+    }
+    let sent = network.sides[0].log.take().unwrap();
+    let (_, in_all) = most_in_a_second(&sent, |to| to.ip().to_string().starts_with("10.9."));
+    // A minute at 50 a second, and the burst of 400.
+    assert!((100..=3410).contains(&in_all), "{in_all}");
+    assert!(network.is_direct());
+}
+
+/// What happens for each packet.
+#[test]
+fn inputs_for_one_pair_or_none_look_at_no_other() {
+    let mut network = network(Nat::Open, Nat::Open, 2);
+    network.run(SECOND);
+    let now = network.now;
+    let agent = &mut network.sides[0].agent;
+    for number in 0..64_u16 {
+        let kind = ["host", "srflx", "relay", "prflx"][usize::from(number) % 4];
+        let text = format!("candidate:x{number} 1 udp 5 192.0.2.8 {} typ {kind}", 5000 + number);
+        agent.add_remote_candidate(now, text.parse().unwrap());
+        let address = ([10, 0, 0, 1], 5000 + number).into();
+        agent.add_local_candidate(now, Candidate::host(CandidateTransport::Udp, address, 1));
+    }
+    assert_eq!(agent.current.pairs.len(), 256);
+    let (local, remote) = agent.selected().map(|pair| (pair.local.base, pair.remote.address)).unwrap();
+    let stray =
+        Builder::new(Class::Success, Method::BINDING, TransactionId::new([9; 12])).fingerprint().finish();
+    let before = super::check_list::visits();
+    for _ in 0..1000 {
+        agent.handle_data_sent(now);
+        agent.handle_data_received(local, remote);
+        assert_eq!(agent.handle_message(now, local, remote, &stray), IceInput::Unrelated);
+        assert!(agent.poll_timeout().is_some());
+    }
+    assert_eq!(super::check_list::visits(), before);
 }
 
 #[test]

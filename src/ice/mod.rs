@@ -19,29 +19,41 @@
 //! passes STUN messages from peers to [`IceAgent::handle_message`], sends what [`IceAgent::poll_transmit`] returns, takes events from
 //! [`IceAgent::poll_event`], and calls [`IceAgent::handle_timeout`] at [`IceAgent::poll_timeout`].
 //!
+//! TCP candidates are optional. [`IceEvent::Connect`] says which connection to open; messages on connections go to
+//! [`IceAgent::handle_tcp_message`].
+//!
 //! | file | content |
 //! | --- | --- |
 //! | `candidate.rs`, `credentials.rs`, `sdp.rs` | candidates, user name fragment and password; offers and answers (RFC 8839) |
 //! | `binding.rs` | the messages of a check |
-//! | `pair.rs`, `generation.rs` | a candidate pair and its timers; the pairs between two restarts |
+//! | `pair.rs`, `check_list.rs`, `generation.rs` | a candidate pair and its timers; the pairs between two restarts |
 //! | `machine.rs` | [`IceAgent`]: inputs, timers, pacing |
 //! | `requests.rs`, `responses.rs` | checks of the peer, responses to own ones |
 //! | `selection.rs` | which pair carries data, and which is nominated |
+//! | `tcp.rs` | TCP connections (RFC 6544) |
+//! | `probe_budget.rs` | how much is sent to addresses that have not answered |
 
 mod binding;
 mod candidate;
+mod check_list;
 mod credentials;
 mod generation;
 mod machine;
 #[cfg(test)]
 mod machine_tests;
 mod pair;
+mod probe_budget;
 mod requests;
 mod responses;
 mod sdp;
 mod selection;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod simulation_tcp;
+mod tcp;
+#[cfg(test)]
+mod tcp_tests;
 
 pub use candidate::{Candidate, CandidateError, CandidateKind, CandidateTransport};
 pub use credentials::{IceCredentials, IceCredentialsError};

@@ -1,6 +1,6 @@
 //! A candidate pair: its checks, round trip time and signs of life.
 
-use super::candidate::{Candidate, CandidateKind, CandidateTransport};
+use super::candidate::{Candidate, CandidateKind};
 use super::machine::IceRole;
 use crate::stun::TransactionId;
 use std::collections::VecDeque;
@@ -22,6 +22,11 @@ const LATER_ROUND: usize = 3;
 /// The longest wait between rounds: of a pair that never answered, and of one that did, which may come back at any time.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 const MAX_PAUSE_AFTER_SUCCESS: Duration = Duration::from_secs(8);
+/// Between the checks of a round over TCP, which retransmits by itself, and how many there are.
+const TCP_WAIT: Duration = Duration::from_secs(1);
+const TCP_ROUND: usize = 3;
+/// How long a TCP connection may take to open, and how long it may be silent while an answer is due.
+const TCP_PATIENCE: Duration = Duration::from_secs(4);
 /// Checks without a response that are remembered: a late response still counts.
 const MAX_OUTSTANDING: usize = 16;
 /// Consent expires (RFC 7675 section 5.1).
@@ -32,9 +37,10 @@ const SILENCE: (Duration, Duration) = (Duration::from_millis(300), Duration::fro
 /// Checks that are sent before their answer is overdue.
 const CHECKS_OF_SILENCE: u32 = 3;
 
-/// Names a pair: local base and remote address.
+/// Names a pair: protocol, local base and remote address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PairKey {
+    pub(super) is_tcp: bool,
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
 }
@@ -97,7 +103,7 @@ pub(super) struct Pair {
 impl Pair {
     pub(super) fn new(local: &Candidate, remote: &Candidate) -> Self {
         Self {
-            key: PairKey { local: local.base, remote: remote.address },
+            key: PairKey { is_tcp: local.transport.is_tcp(), local: local.base, remote: remote.address },
             local: local.clone(),
             remote: remote.clone(),
             state: PairState::Frozen,
@@ -127,13 +133,16 @@ impl Pair {
     /// Returns its rank by kind, 0 is the best: each relay counts twice, TCP once.
     pub(super) fn tier(&self) -> usize {
         let relayed = |candidate: &Candidate| 2 * usize::from(candidate.kind == CandidateKind::Relayed);
-        let is_tcp = self.local.transport != CandidateTransport::Udp;
-        relayed(&self.local) + relayed(&self.remote) + usize::from(is_tcp)
+        relayed(&self.local) + relayed(&self.remote) + usize::from(self.key.is_tcp)
     }
 
-    pub(super) fn has_same_foundations(&self, other: &Self) -> bool {
+    pub(super) fn foundations(&self) -> (&str, &str) {
         (&self.local.foundation, &self.remote.foundation)
-            == (&other.local.foundation, &other.remote.foundation)
+    }
+
+    /// Returns what it shares with the other pairs of its remote candidate.
+    pub(super) fn remote_key(&self) -> (SocketAddr, bool) {
+        (self.key.remote, self.key.is_tcp)
     }
 
     /// Returns whether data may be sent on it.
@@ -167,7 +176,7 @@ impl Pair {
         self.interval = interval;
         let wait = match &mut self.state {
             PairState::Checking(sent) => {
-                let wait = ROUND[(*sent).min(ROUND.len() - 1)];
+                let wait = if self.key.is_tcp { TCP_WAIT } else { ROUND[(*sent).min(ROUND.len() - 1)] };
                 *sent += 1;
                 wait
             }
@@ -199,6 +208,39 @@ impl Pair {
 
     fn round_len(&self) -> usize {
         if self.failures == 0 { ROUND.len() } else { LATER_ROUND }
+    }
+
+    /// Handles that its TCP connection is being opened.
+    pub(super) fn on_connecting(&mut self, now: Instant) {
+        if let PairState::Checking(sent) = &mut self.state {
+            *sent += 1;
+        }
+        self.next_check = Some(now + TCP_PATIENCE);
+    }
+
+    /// Handles that its TCP connection is open: it is checked.
+    pub(super) fn on_connected(&mut self, now: Instant) {
+        if !self.is_usable() {
+            self.state = PairState::Checking(self.round_len() - TCP_ROUND);
+            self.next_check = Some(now);
+        }
+    }
+
+    /// Handles that its TCP connection is closed: it is opened again soon, a few times.
+    pub(super) fn on_closed(&mut self, now: Instant) {
+        self.waiting_since = None;
+        self.is_suspect = false;
+        self.outstanding.clear();
+        match self.state {
+            PairState::Succeeded => {
+                self.state = PairState::Checking(0);
+                self.next_check = Some(now);
+            }
+            PairState::Checking(sent) => {
+                self.next_check = Some(now + ROUND[sent.saturating_sub(1).min(ROUND.len() - 1)]);
+            }
+            PairState::Frozen | PairState::Failed => {}
+        }
     }
 
     /// Handles a response to one of its checks; `None` if it is to none, or to one that was answered.
@@ -276,8 +318,11 @@ impl Pair {
         is_expired
     }
 
+    /// Returns when consent ends. Over TCP a silent connection is given up sooner: a new one may work.
     pub(super) fn consent_deadline(&self) -> Option<Instant> {
-        self.last_response.filter(|_| self.is_usable()).map(|at| at + CONSENT)
+        let consent = self.last_response? + CONSENT;
+        let silence = self.waiting_since.filter(|_| self.key.is_tcp).map(|since| since + TCP_PATIENCE);
+        self.is_usable().then(|| silence.map_or(consent, |silence| silence.min(consent)))
     }
 
     /// Returns when something must be done.

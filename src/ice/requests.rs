@@ -1,9 +1,9 @@
 //! Checks of the peer ([RFC 8445 section 7.3](https://www.rfc-editor.org/rfc/rfc8445#section-7.3)).
 
 use super::binding::{Check, Nomination, ROLE_CONFLICT, error, success, target_ufrag, unknown_attributes};
-use super::machine::{IceAgent, IceEvent, IceRole, IceTransmit};
+use super::machine::{IceAgent, IceEvent, IceRole};
 use super::pair::PairKey;
-use crate::stun::{Key, Message};
+use crate::stun::Message;
 use std::time::Instant;
 
 /// The error code of an unknown comprehension-required attribute.
@@ -22,28 +22,29 @@ impl IceAgent {
         let unknown = unknown_attributes(&attributes);
         if !unknown.is_empty() {
             let bytes = error(message.transaction(), UNKNOWN_ATTRIBUTE, &unknown, &response_key);
-            return self.respond(key, bytes);
+            return self.respond(now, key, bytes);
         }
         let check = Check::read(&attributes)?;
         if !self.settle_roles(&check) {
-            return self.respond(key, error(message.transaction(), ROLE_CONFLICT, &[], &response_key));
+            let bytes = error(message.transaction(), ROLE_CONFLICT, &[], &response_key);
+            return self.respond(now, key, bytes);
         }
         if is_current {
             self.learn(now, key, &check);
+            self.on_accepted(key);
         } else if let Some(pair) = self.previous.as_mut().and_then(|previous| previous.pair_mut(key))
             && !self.config.renomination
         {
             pair.on_alive();
         }
-        self.respond_success(key, message, &response_key)
+        self.respond(now, key, success(message.transaction(), key.remote, &response_key))
     }
 
-    fn respond_success(&mut self, key: PairKey, message: &Message<'_>, response_key: &Key) -> Option<()> {
-        self.respond(key, success(message.transaction(), key.remote, response_key))
-    }
-
-    fn respond(&mut self, key: PairKey, bytes: Vec<u8>) -> Option<()> {
-        self.transmits.push_back(IceTransmit { local: key.local, remote: key.remote, bytes });
+    /// Queues a response, unless the address has had too many without ever answering: a peer can forge where its checks come from.
+    fn respond(&mut self, now: Instant, key: PairKey, bytes: Vec<u8>) -> Option<()> {
+        if self.budget.take_response(now, key.remote.ip()) {
+            self.push_transmit(key, bytes);
+        }
         Some(())
     }
 
@@ -64,10 +65,10 @@ impl IceAgent {
     pub(super) fn switch_role(&mut self) {
         self.role = self.role.other();
         self.current.nominated = None;
-        for pair in &mut self.current.pairs {
+        for pair in self.current.pairs.iter_mut() {
             pair.is_to_be_nominated = false;
         }
-        self.events.push_back(IceEvent::Role(self.role));
+        self.push_event(IceEvent::Role(self.role));
     }
 
     /// RFC 8445 sections 7.3.1.3 to 7.3.1.5: a peer-reflexive candidate, a triggered check, a nomination.

@@ -1,6 +1,7 @@
 //! Responses to checks ([RFC 8445 section 7.2.5](https://www.rfc-editor.org/rfc/rfc8445#section-7.2.5)).
 
 use super::binding::ROLE_CONFLICT;
+use super::candidate::CandidateTransport;
 use super::machine::{IceAgent, IceEvent, IceRole};
 use super::pair::PairKey;
 use crate::stun::{Class, Message, attr};
@@ -19,6 +20,7 @@ impl IceAgent {
         let generation = if is_current { &mut self.current } else { self.previous.as_mut()? };
         let attributes = message.verify(&generation.remote.as_ref()?.key())?;
         let pair = generation.pair_mut(key).filter(|pair| pair.has_outstanding(id))?;
+        self.budget.on_answer(now, key.remote.ip());
         if message.class() == Class::Error {
             pair.on_error(id);
             if attributes.error_code() == Some(ROLE_CONFLICT) {
@@ -33,11 +35,13 @@ impl IceAgent {
             generation.nominated = Some((key, Some(self.next_nomination)));
         }
         let mapped = attributes.xor_address(attr::XOR_MAPPED_ADDRESS).ok().flatten();
-        if let Some(address) = mapped.filter(|mapped| *mapped != key.local)
+        // An active TCP candidate has no address that could be mapped.
+        let is_bound = generation.pair(key)?.local.transport != CandidateTransport::TcpActive;
+        if let Some(address) = mapped.filter(|mapped| *mapped != key.local && is_bound)
             && answered.is_first
             && !self.locals.iter().any(|local| local.address == address)
         {
-            self.events.push_back(IceEvent::Mapped { base: key.local, address });
+            self.push_event(IceEvent::Mapped { base: key.local, address });
         }
         Some(())
     }

@@ -22,7 +22,7 @@ impl IceAgent {
         if chosen != self.selected {
             self.selected = chosen;
             if let Some(selected) = self.selected() {
-                self.events.push_back(IceEvent::Selected(Box::new(selected)));
+                self.push_event(IceEvent::Selected(Box::new(selected)));
             }
         }
         self.nominate(now);
@@ -48,7 +48,7 @@ impl IceAgent {
         // Nothing answers: what carried data goes on, or what was usable last.
         let is_usable = |key: &PairKey| self.pair(*key).is_some_and(Pair::is_usable);
         let usable =
-            self.generations().flat_map(|generation| &generation.pairs).find(|pair| pair.is_usable());
+            self.generations().flat_map(|generation| generation.pairs.iter()).find(|pair| pair.is_usable());
         self.selected.filter(is_usable).or(usable.map(|pair| pair.key))
     }
 
@@ -116,13 +116,13 @@ impl IceAgent {
         };
         if state == IceState::Disconnected && self.state == IceState::Connected {
             // Whatever may still work is found at once.
-            for pair in &mut self.current.pairs {
+            for pair in self.current.pairs.iter_mut() {
                 pair.check_now(now);
             }
         }
         if state != self.state {
             self.state = state;
-            self.events.push_back(IceEvent::State(state));
+            self.push_event(IceEvent::State(state));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Two agents, their NATs and their relays in one thread, with a virtual clock and one seed.
 
+use super::simulation_tcp::Tcp;
 use super::*;
 use crate::net::time::now;
 use rand::{Rng, SeedableRng};
@@ -31,8 +32,8 @@ pub(super) enum Nat {
 /// One side.
 pub(super) struct Side {
     pub(super) agent: IceAgent,
-    nat: Nat,
-    host: SocketAddr,
+    pub(super) nat: Nat,
+    pub(super) host: SocketAddr,
     public: IpAddr,
     relayed: Option<SocketAddr>,
     /// (local, destination if the mapping depends on it) → public address.
@@ -42,6 +43,8 @@ pub(super) struct Side {
     next_port: u16,
     pub(super) events: Vec<(Duration, IceEvent)>,
     pub(super) sent: usize,
+    /// When a message was sent and where to, if that is recorded.
+    pub(super) log: Option<Vec<(Duration, SocketAddr)>>,
     /// When data of the other side arrived last, and how often.
     pub(super) data: Vec<Duration>,
 }
@@ -73,9 +76,10 @@ pub(super) struct Network {
     /// Every 20 ms each side sends data on its selected pair, and answers it.
     pub(super) with_data: bool,
     next_data: Instant,
+    pub(super) tcp: Tcp,
 }
 
-const DATA: &[u8] = b"\x80data";
+pub(super) const DATA: &[u8] = b"\x80data";
 const DATA_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a NAT keeps what was opened.
 const NAT_LIFETIME: Duration = Duration::from_secs(30);
@@ -97,13 +101,14 @@ fn side(index: u8, nat: Nat, role: IceRole, seed: u64) -> Side {
         next_port: 20_000,
         events: Vec::new(),
         sent: 0,
+        log: None,
         data: Vec::new(),
     }
 }
 
 impl Side {
     /// Maps an outgoing datagram, and opens the filter for replies; `None` if the NAT drops it.
-    fn map(&mut self, at: Instant, local: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+    pub(super) fn map(&mut self, at: Instant, local: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
         let key = match self.nat {
             Nat::Blocked => return None,
             Nat::Symmetric => (local, Some(to)),
@@ -119,7 +124,7 @@ impl Side {
     }
 
     /// Returns the local address to which an incoming datagram is passed, if the NAT passes it.
-    fn accept(&self, at: Instant, to: SocketAddr, from: SocketAddr) -> Option<SocketAddr> {
+    pub(super) fn accept(&self, at: Instant, to: SocketAddr, from: SocketAddr) -> Option<SocketAddr> {
         if self.nat == Nat::Open {
             return (to == self.host).then_some(self.host);
         }
@@ -135,6 +140,13 @@ impl Side {
         let is_accepted = opened.any(|(key, at)| is_open(key, at));
         let mut mappings = self.mappings.iter();
         mappings.find(|(_, mapped)| **mapped == to && is_accepted).map(|((local, _), _)| *local)
+    }
+}
+
+impl Side {
+    /// Returns whether the NAT passes the first segment of a connection that only the other side opens.
+    pub(super) fn accepts_tcp(&self, at: Instant, to: SocketAddr, from: SocketAddr) -> bool {
+        self.nat == Nat::Open || self.accept(at, to, from).is_some()
     }
 }
 
@@ -159,6 +171,7 @@ impl Network {
             relay_delay: Duration::from_millis(25),
             with_data: false,
             next_data: start,
+            tcp: Tcp::default(),
         };
         for index in 0..2 {
             network.gather(index, relays);
@@ -227,6 +240,7 @@ impl Network {
             }
             let timers = self.sides.iter().filter_map(|side| side.agent.poll_timeout());
             let arrival = self.in_flight.peek().map(|Reverse((at, _))| *at);
+            let arrival = arrival.into_iter().chain(self.tcp.next_arrival()).min();
             let data = self.with_data.then_some(self.next_data);
             let Some(next) = timers.chain(arrival).chain(data).min().filter(|next| *next <= end) else {
                 self.now = end;
@@ -234,6 +248,7 @@ impl Network {
             };
             self.now = self.now.max(next);
             self.deliver();
+            self.deliver_tcp();
             for side in &mut self.sides {
                 if side.agent.poll_timeout().is_some_and(|at| at <= self.now) {
                     side.agent.handle_timeout(self.now);
@@ -251,7 +266,8 @@ impl Network {
             if let Some(pair) = self.sides[index].agent.selected() {
                 self.sides[index].agent.handle_data_sent(self.now);
                 let (local, remote) = (pair.local.base, pair.remote.address);
-                self.send(index, IceTransmit { local, remote, bytes: DATA.to_vec() });
+                let is_tcp = pair.local.transport != CandidateTransport::Udp;
+                self.send(index, IceTransmit { local, remote, is_tcp, bytes: DATA.to_vec() });
             }
         }
     }
@@ -259,11 +275,15 @@ impl Network {
     fn flush(&mut self) {
         for index in 0..2 {
             while let Some(transmit) = self.sides[index].agent.poll_transmit() {
-                self.sides[index].sent += 1;
+                let at = self.elapsed();
+                let side = &mut self.sides[index];
+                side.sent += 1;
+                side.log.iter_mut().for_each(|log| log.push((at, transmit.remote)));
                 self.send(index, transmit);
             }
             while let Some(event) = self.sides[index].agent.poll_event() {
                 let at = self.elapsed();
+                self.handle_tcp_event(index, &event);
                 self.sides[index].events.push((at, event));
             }
         }
@@ -271,7 +291,10 @@ impl Network {
 
     /// Routes a datagram: through the NAT, or through the relay of the sender; then to a host or to the relay of the receiver.
     fn send(&mut self, index: usize, transmit: IceTransmit) {
-        let IceTransmit { local, remote, bytes } = transmit;
+        let IceTransmit { local, remote, bytes, is_tcp } = transmit;
+        if is_tcp {
+            return self.send_tcp(index, local, remote, bytes);
+        }
         if self.rng.random_bool(self.loss) {
             return;
         }

@@ -22,7 +22,7 @@ mod prefix;
 mod queue;
 #[cfg(feature = "server")]
 mod quota;
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "agent"))]
 mod rate;
 #[cfg(feature = "server")]
 mod sampler;
@@ -33,19 +33,19 @@ mod table;
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) use backoff::Backoff;
+#[cfg(feature = "server")]
+pub use prefix::{NetworkPrefix, PrefixError};
 #[cfg(any(feature = "server", feature = "cli"))]
 pub(crate) use queue::{QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
+#[cfg(any(feature = "server", feature = "agent"))]
+pub use rate::Rate;
+#[cfg(any(feature = "server", feature = "agent"))]
+pub(crate) use rate::{RateLimiter, SharedRateLimiter};
 #[cfg(feature = "server")]
 pub(crate) use {
     keyed_rate::KeyedRateLimiter,
     quota::{Exceeded, Permit, Quota},
-    rate::{RateLimiter, SharedRateLimiter},
     sampler::{Sampler, sampled},
     service::report,
     table::{Limit, Table, to_prometheus},
-};
-#[cfg(feature = "server")]
-pub use {
-    prefix::{NetworkPrefix, PrefixError},
-    rate::Rate,
 };
