@@ -7,6 +7,7 @@
 
 pub(crate) mod credentials;
 mod error;
+mod framed_tcp;
 pub(crate) mod gateway;
 mod generator;
 pub(crate) mod histogram;

@@ -2,10 +2,11 @@
 
 use super::error::LoadError;
 use super::packets::Packets;
-use super::socket::{ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, ReceiveBatch, Segmentation, SocketRoute};
+use super::socket::{ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, Segmentation, SocketRoute};
 use super::target::{LoadTransport, Target};
 use crate::clock::Deadlines;
 use crate::net::time;
+use crate::net::udp::RxBuffers;
 use crate::stun::{Builder, Class, Method, TransactionId, attr};
 use crate::turn_client::{Received, TurnClient, TurnClientConfig, TurnError, TurnEvent};
 use crate::turn_wire::{CHANNELS, FrameHeader};
@@ -79,7 +80,7 @@ pub(super) struct SocketSet {
     target: Target,
     poll: Poll,
     events: Events,
-    batch: ReceiveBatch,
+    rx: RxBuffers,
     echo: Packets,
     changed: Vec<usize>,
     sockets: Vec<SharedSocket>,
@@ -100,7 +101,7 @@ impl SocketSet {
             target,
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
-            batch: ReceiveBatch::default(),
+            rx: RxBuffers::default(),
             echo: Packets::default(),
             changed: Vec::new(),
             sockets: Vec::new(),
@@ -127,8 +128,7 @@ impl SocketSet {
                 self.insert_socket(opened)?
             }
         };
-        let to = self.shares.then(|| self.target.address());
-        let endpoint = self.insert_endpoint(socket, to);
+        let endpoint = self.insert_endpoint(socket, Some(self.target.address()));
         self.open[0] =
             Some(socket).filter(|socket| self.sockets[*socket].endpoints.len() < ENDPOINTS_PER_SOCKET);
         self.endpoints[endpoint].client =
@@ -356,7 +356,7 @@ impl SocketSet {
         let (echo, changed, endpoints) = (&mut self.echo, &mut self.changed, &mut self.endpoints);
         echo.clear();
         changed.clear();
-        let received = socket.receive(&mut self.batch, |now, index, frame| {
+        let received = socket.receive(&mut self.rx, |now, index, frame| {
             let Some(&endpoint) = behind.get(index) else { return };
             let FlowEnd { client, head, padding, .. } = &mut endpoints[endpoint];
             let payload = match client {

@@ -39,6 +39,8 @@ const MIN_OFFER: u8 = 4;
 pub(crate) struct BatchUdpSocket {
     socket: UdpSocket,
     local: SocketAddr,
+    /// The only peer, if the socket is connected.
+    peer: Option<SocketAddr>,
     role: Role,
     state: Arc<SocketState>,
     /// Buffers of the next receive: each costs a little even when nothing arrives.
@@ -133,7 +135,18 @@ impl BatchUdpSocket {
             errors_wait: AtomicBool::new(false),
             refused_port: AtomicU16::new(0),
         });
-        Ok(Self { socket, local, role, state, offer: AtomicU8::new(MIN_OFFER) })
+        Ok(Self { socket, local, peer: None, role, state, offer: AtomicU8::new(MIN_OFFER) })
+    }
+
+    /// Connects the socket: it receives only from `peer`, reports closed ports of `peer`, and sends faster to it.
+    ///
+    /// # Errors
+    /// The system's error of `connect`.
+    pub(crate) fn connect(&mut self, peer: SocketAddr) -> io::Result<()> {
+        socket2::SockRef::from(&self.socket).connect(&peer.into())?;
+        self.local = self.socket.local_addr()?;
+        self.peer = Some(peer);
+        Ok(())
     }
 
     /// Opens a second handle for sending on another thread. Only one thread may send datagrams with
@@ -144,7 +157,7 @@ impl BatchUdpSocket {
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
         let (state, offer) = (Arc::clone(&self.state), AtomicU8::new(MIN_OFFER));
-        Ok(Self { socket, local: self.local, role: self.role, state, offer })
+        Ok(Self { socket, local: self.local, peer: self.peer, role: self.role, state, offer })
     }
 
     /// Returns the bound address.
@@ -176,7 +189,9 @@ impl BatchUdpSocket {
         let ttl = self.state.hop_limit.to_set(&self.socket, route.ttl);
         let controls = Controls::of(&Route { ttl, ..*route })?;
         let controls = segment.map_or(controls, |size| controls.segmented(size));
-        let (name, port) = (Name::from(route.to), route.to.port());
+        // With an address the system would look up the route of a connected socket again.
+        let name = if self.peer == Some(route.to) { Name::default() } else { Name::from(route.to) };
+        let port = route.to.port();
         Ok(TxMessage { name, controls, parts, port, dont_fragment: route.dont_fragment })
     }
 

@@ -95,6 +95,43 @@ fn datagrams_arrive_with_their_addresses_ttl_and_tos() {
 }
 
 #[test]
+fn a_connected_socket_receives_only_from_its_peer_and_learns_that_it_is_closed() {
+    for ip in [V4, V6] {
+        let (peer, stranger) = (port(ip, Role::Single), port(ip, Role::Single));
+        let any: IpAddr =
+            if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let mut connected = port(any, Role::Single);
+        connected.connect(peer.local_addr()).unwrap();
+        assert_eq!(connected.local_addr().ip(), ip);
+        stranger.send(&Route::to(connected.local_addr()), b"ignored").unwrap();
+        let mut rx = RxBuffers::default();
+        for (route, payload) in [
+            (Route::to(peer.local_addr()), b"one"),
+            (Route { tos: 3, ..Route::to(peer.local_addr()) }, b"two"),
+        ] {
+            connected.send(&route, payload).unwrap();
+            let (received, _) = receive(&peer, &mut rx, 1);
+            assert_eq!((received[0].from, &received[0].payload[..]), (connected.local_addr(), &payload[..]));
+        }
+        connected.send(&Route::to(stranger.local_addr()), b"else").unwrap();
+        assert_eq!(receive(&stranger, &mut rx, 1).0[0].payload, b"else");
+        peer.send(&Route::to(connected.local_addr()), b"answer").unwrap();
+        assert_eq!(receive(&connected, &mut rx, 1).0[0].payload, b"answer");
+
+        let route = Route::to(peer.local_addr());
+        drop(peer);
+        connected.send(&route, b"to a closed port").unwrap();
+        let refused = loop {
+            match connected.recv(&mut rx) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => break other.unwrap_err(),
+            }
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
 fn a_port_on_all_addresses_answers_from_the_one_that_was_asked() {
     let all = port(Ipv4Addr::UNSPECIFIED.into(), Role::Shared);
     let asker = port(V4, Role::Single);

@@ -3,12 +3,12 @@
 
 use super::transport::{ClientSockets, MessageHandler, SendResult};
 use crate::load::error::LoadError;
-use crate::load::socket::{LoadSocket, PacketRun, ReceiveBatch, Segmentation, SocketRoute};
+use crate::load::socket::{LoadSocket, PacketRun, Segmentation, SocketRoute};
 use crate::load::target::Target;
+use crate::net::udp::RxBuffers;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 const EVENTS: usize = 256;
@@ -19,10 +19,10 @@ pub(super) struct UdpClients {
     target: Target,
     poll: Poll,
     events: Events,
-    batch: ReceiveBatch,
+    rx: RxBuffers,
     sockets: Vec<LoadSocket>,
-    /// The destination, if all clients share the first socket.
-    shared_to: Option<SocketAddr>,
+    /// Whether all clients share the first socket.
+    is_shared: bool,
     /// Sockets that may have more to receive.
     ready: Vec<usize>,
 }
@@ -30,14 +30,14 @@ pub(super) struct UdpClients {
 impl UdpClients {
     pub(super) fn new(target: Target, own_sockets: bool) -> io::Result<Self> {
         let address = target.address();
-        let shared_to = (address.is_ipv4() && address.ip().is_loopback() && !own_sockets).then_some(address);
+        let is_shared = address.is_ipv4() && address.ip().is_loopback() && !own_sockets;
         Ok(Self {
             target,
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
-            batch: ReceiveBatch::default(),
+            rx: RxBuffers::default(),
             sockets: Vec::new(),
-            shared_to,
+            is_shared,
             ready: Vec::new(),
         })
     }
@@ -45,16 +45,12 @@ impl UdpClients {
 
 impl ClientSockets for UdpClients {
     fn open(&mut self) -> Result<(), LoadError> {
-        if self.shared_to.is_some() && !self.sockets.is_empty() {
+        if self.is_shared && !self.sockets.is_empty() {
             return Ok(());
         }
         let number = self.sockets.len();
         // A shared socket receives from both ports of the server; a connected one only from the first.
-        let opened = if self.shared_to.is_some() {
-            LoadSocket::shared(true)
-        } else {
-            LoadSocket::connect(self.target)
-        };
+        let opened = if self.is_shared { LoadSocket::shared(true) } else { LoadSocket::connect(self.target) };
         let socket = opened.map_err(|source| LoadError::connecting(self.target, number, source))?;
         let (descriptor, token) = (socket.descriptor(), Token(number));
         self.poll.registry().register(&mut SourceFd(&descriptor), token, Interest::READABLE)?;
@@ -63,10 +59,14 @@ impl ClientSockets for UdpClients {
     }
 
     fn send(&mut self, client: usize, text: &str) -> Result<SendResult, LoadError> {
-        let (socket, index) = if self.shared_to.is_some() { (0, client) } else { (client, 0) };
+        let (socket, index) = if self.is_shared { (0, client) } else { (client, 0) };
         let run = PacketRun { bytes: text.as_bytes(), stride: text.len() };
         let Some(socket) = self.sockets.get_mut(socket) else { return Ok(SendResult::HeldBack) };
-        match socket.send(SocketRoute { index, to: self.shared_to }, run, &mut Segmentation(false)) {
+        match socket.send(
+            SocketRoute { index, to: Some(self.target.address()) },
+            run,
+            &mut Segmentation(false),
+        ) {
             Ok(0) => Ok(SendResult::HeldBack),
             Ok(_) => Ok(SendResult::Sent),
             Err(error) => Err(LoadError::connecting(self.target, client, error)),
@@ -83,13 +83,13 @@ impl ClientSockets for UdpClients {
         self.ready.extend(woken);
         self.ready.sort_unstable();
         self.ready.dedup();
-        let (sockets, batch, shared) = (&mut self.sockets, &mut self.batch, self.shared_to.is_some());
+        let (sockets, rx, is_shared) = (&mut self.sockets, &mut self.rx, self.is_shared);
         let mut broken = Ok(());
         self.ready.retain(|number| {
             for _ in 0..ROUNDS {
-                let client = |index| if shared { index } else { *number };
+                let client = |index| if is_shared { index } else { *number };
                 match sockets[*number]
-                    .receive(batch, |now, index, packet| on_message(now, client(index), packet))
+                    .receive(rx, |now, index, packet| on_message(now, client(index), packet))
                 {
                     Ok(true) => return false,
                     Ok(false) => {}
