@@ -114,10 +114,10 @@ pub(super) struct RelayArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rate")]
 struct ModeArgs {
-    /// PacketLoad per second, over all sockets and directions
+    /// Packets per second, over all sockets and directions
     #[arg(long, conflicts_with = "window")]
     rate: Option<u64>,
-    /// PacketLoad in flight; each arrival allows the next packet [default: 64]
+    /// Packets in flight; each arrival allows the next packet [default: 64]
     #[arg(long)]
     window: Option<u32>,
 }
