@@ -8,14 +8,13 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt, StreamExt};
-use ginnel::stun::{Message, Method, attr};
 use serde_json::{Value, json};
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 use crate::test_server::TestServer;
 use crate::tools;
-use crate::turn_client::{TurnClient, by_udp};
+use crate::turn_client::{BlockingTurnClient, config_of, response_code};
 
 const SECRET: &str = "a secret of thirty-two bytes or more";
 const OWN: &str = "a secret of twenty-two";
@@ -247,7 +246,7 @@ fn clients_with_tokens_of_different_realms_are_isolated() {
 
 /// Clients of the relay whose peer continuously sends to all of them.
 struct Relaying {
-    clients: Vec<TurnClient>,
+    clients: Vec<BlockingTurnClient>,
     relayed: Vec<SocketAddr>,
     peer: UdpSocket,
 }
@@ -259,11 +258,9 @@ impl Relaying {
         let at = peer.local_addr().unwrap();
         peer.set_read_timeout(Some(SOON)).unwrap();
         let begin = |_| {
-            let mut client = TurnClient::of(user.clone(), HERE, server);
-            let answer = client.request_signed(Method::ALLOCATE, by_udp);
-            let answer = Message::parse(&answer).unwrap().unverified();
-            let relayed = answer.xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap();
-            client.bind_channel(0x4000, at);
+            let mut client = BlockingTurnClient::new(config_of(user), HERE, server);
+            let relayed = client.try_allocate().unwrap();
+            client.bind_channel(at).unwrap();
             (client, relayed)
         };
         let (clients, relayed) = (0..6).map(begin).unzip();
@@ -276,9 +273,10 @@ impl Relaying {
             // The port may be closed already.
             let _ = self.peer.send_to(what, relayed);
         });
-        let has_received = |client: &TurnClient| {
+        // Not payloads: a client whose allocation has ended ignores them.
+        let has_received = |client: &BlockingTurnClient| {
             let until = Instant::now() + Duration::from_millis(500);
-            std::iter::from_fn(|| client.receive().filter(|_| Instant::now() < until))
+            std::iter::from_fn(|| client.receive_datagram().filter(|_| Instant::now() < until))
                 .any(|received| received.ends_with(what))
         };
         self.clients.iter().map(has_received).collect()
@@ -325,8 +323,7 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     assert_eq!((code, body["tag"].as_str()), (200, Some(&*tag)), "{body}");
     assert!(body["until"].as_u64().unwrap() > unix() + 86_000);
     for client in &mut mine.clients {
-        let refused = client.request_signed(Method::REFRESH, |request| request);
-        assert_eq!(Message::parse(&refused).unwrap().unverified().error_code(), Some(401));
+        assert_eq!(response_code(client.renew()), 401);
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!((mine.receives(b"after"), others.receives(b"after")), (vec![false; 6], vec![true; 6]));
@@ -337,24 +334,23 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     let refused = |test_server: &TestServer| {
         let socket = UdpSocket::bind((HERE, 0)).unwrap();
         socket.connect(test_server.address).unwrap();
-        let mut other = TurnClient::of(user.clone(), HERE, test_server.address);
-        let allocated = other.request_signed(Method::ALLOCATE, by_udp);
-        let code = Message::parse(&allocated).unwrap().unverified().error_code();
+        let mut other = BlockingTurnClient::new(config_of(&user), HERE, test_server.address);
+        let code = response_code(other.try_allocate());
         (request(&socket, &register)["code"].as_i64(), code)
     };
-    assert_eq!(refused(&test_server), (Some(211), Some(401)));
+    assert_eq!(refused(&test_server), (Some(211), 401));
     let kept = test_server.state().join("revoked");
     assert_eq!(std::fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
     test_server.restart();
-    assert_eq!(refused(&test_server), (Some(211), Some(401)));
+    assert_eq!(refused(&test_server), (Some(211), 401));
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &admin), 200);
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &admin), 404);
-    assert_eq!(refused(&test_server), (Some(200), None));
+    assert_eq!(refused(&test_server), (Some(200), 0));
     // What cannot be kept counts all the same, and there is an end to how many there may be.
     std::fs::create_dir(test_server.state().join("revoked.new")).unwrap();
     let (code, _, body) = http(server, &revoke, &bearer(&admin));
     assert!(code == 500 && body["error"].as_str().unwrap().contains("not after a restart"), "{code} {body}");
-    assert_eq!(refused(&test_server), (Some(211), Some(401)));
+    assert_eq!(refused(&test_server), (Some(211), 401));
     std::fs::remove_dir(test_server.state().join("revoked.new")).unwrap();
     let more = ["second", "third"].map(|tag| status(server, &format!("POST /revoke?tag={tag}"), &admin));
     assert_eq!(more, [200, 507]);

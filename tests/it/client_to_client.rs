@@ -1,10 +1,10 @@
 //! Relaying between clients of one server on different workers.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::metrics;
 use crate::test_server::{Lines, TestServer};
-use crate::turn_client::TurnClient;
+use crate::turn_client::BlockingTurnClient;
 
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// So many that they never are all one worker's.
@@ -12,27 +12,23 @@ const PAIRS: usize = 50;
 /// What each client of a pair sends, and how much of it is under way.
 const PACKETS: usize = 500;
 const UNDER_WAY: usize = 10;
-const CHANNEL: u16 = 0x4001;
 
 /// Identifies the pair, so that a misdelivered message is noticed.
-fn channel_data(pair: usize, number: usize) -> Vec<u8> {
-    let payload = [pair, number].map(|value| (value as u64).to_be_bytes()).concat();
-    [&CHANNEL.to_be_bytes()[..], &16_u16.to_be_bytes(), &payload].concat()
+fn payload(pair: usize, number: usize) -> Vec<u8> {
+    [pair, number].map(|value| (value as u64).to_be_bytes()).concat()
 }
 
-fn exchange(pair: &[TurnClient; 2], which: usize) {
+/// Each client sends to the other one's relayed address.
+fn exchange(pair: &mut [(BlockingTurnClient, SocketAddr); 2], which: usize) {
     for first in (0..PACKETS).step_by(UNDER_WAY) {
         let numbers = first..first + UNDER_WAY;
         for number in numbers.clone() {
-            pair.iter().for_each(|client| client.send(&channel_data(which, number)));
+            pair.iter_mut().for_each(|(client, to)| client.send(*to, &payload(which, number)));
         }
-        for client in pair {
+        for (client, _) in &mut *pair {
             for number in numbers.clone() {
-                assert_eq!(
-                    client.receive(),
-                    Some(channel_data(which, number)),
-                    "packet {number} of pair {which}"
-                );
+                let expected = Some(payload(which, number));
+                assert_eq!(client.receive(), expected, "packet {number} of pair {which}");
             }
         }
     }
@@ -46,11 +42,11 @@ fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
     std::thread::scope(|scope| {
         for number in 0..PAIRS {
             scope.spawn(move || {
-                let (mut one, here) = TurnClient::allocate_and_name(HERE, address);
-                let (mut other, there) = TurnClient::allocate_and_name(HERE, address);
-                one.bind_channel(CHANNEL, there);
-                other.bind_channel(CHANNEL, here);
-                exchange(&[one, other], number);
+                let [mut one, mut other] = [(); 2].map(|()| BlockingTurnClient::allocate(HERE, address));
+                let (here, there) = (one.relayed(), other.relayed());
+                one.bind_channel(there).unwrap();
+                other.bind_channel(here).unwrap();
+                exchange(&mut [(one, there), (other, here)], number);
             });
         }
     });

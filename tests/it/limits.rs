@@ -3,11 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ginnel::stun::{Message, Method};
-
 use crate::metrics;
 use crate::test_server::{Lines, TestServer};
-use crate::turn_client::{TurnClient, by_udp};
+use crate::turn_client::{BlockingTurnClient, config, response_code};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -16,17 +14,16 @@ fn times(server: SocketAddr, limit: &str) -> u64 {
     metrics::value(server, &format!("ginnel_limit_reached_total{{limit=\"{limit}\"}}"))
 }
 
+fn client(server: SocketAddr) -> BlockingTurnClient {
+    BlockingTurnClient::new(config(), Ipv4Addr::LOCALHOST, server)
+}
+
 #[test]
 fn refusals_above_128_allocations_of_a_user_log_one_line_and_are_counted() {
     let test_server = TestServer::on_loopback("relay_ports = \"40000-41023\"");
-    let mut clients: Vec<_> =
-        (0..130).map(|_| TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address)).collect();
-    let codes = clients.iter_mut().map(|client| {
-        let answer = client.request_signed(Method::ALLOCATE, by_udp);
-        Message::parse(&answer).unwrap().unverified().error_code()
-    });
-    let codes: Vec<_> = codes.collect();
-    assert_eq!((&codes[..128], &codes[128..]), (&[None; 128][..], &[Some(486); 2][..]));
+    let mut clients: Vec<_> = (0..130).map(|_| client(test_server.address)).collect();
+    let codes: Vec<_> = clients.iter_mut().map(|client| response_code(client.try_allocate())).collect();
+    assert_eq!((&codes[..128], &codes[128..]), (&[0; 128][..], &[486; 2][..]));
     let line = test_server.process.expect("line about the limit", SOON, |line| {
         line.contains("turn.allocations_per_user").then(|| line.to_owned())
     });
@@ -41,9 +38,7 @@ fn limits_are_counted_without_a_gateway() {
     let lines = Lines { turn: "max_allocations = 0\n[gateway]\nenabled = false", ..Lines::default() };
     let test_server = TestServer::with(&[Ipv4Addr::LOCALHOST.into()], lines);
     let before = times(test_server.address, "turn.max_allocations");
-    let answer =
-        TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address).request_signed(Method::ALLOCATE, by_udp);
-    assert_eq!(Message::parse(&answer).unwrap().unverified().error_code(), Some(508));
+    assert_eq!(response_code(client(test_server.address).try_allocate()), 508);
     test_server
         .process
         .expect("line about the limit", SOON, |line| line.contains("turn.max_allocations").then_some(()));

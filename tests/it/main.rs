@@ -41,6 +41,7 @@ mod pipes;
 mod proc;
 mod public_api;
 mod punching;
+mod raw_turn;
 mod recording_proxy;
 mod reverse_proxy;
 mod safety;

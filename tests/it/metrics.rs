@@ -9,10 +9,11 @@ use std::time::Duration;
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 use serde_json::json;
 
+use crate::raw_turn::{RawTurnClient, by_udp};
 use crate::safety::unauthenticated::admitted_hellos;
 use crate::signaling_client::SignalingClient;
 use crate::test_server::{Lines, TestServer, free_ports};
-use crate::turn_client::{TurnClient, by_udp};
+use crate::turn_client::{BlockingTurnClient, config, response_code};
 use crate::waiting::wait_for;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -45,14 +46,7 @@ fn wait_for_value(server: SocketAddr, name: &str, least: u64) {
     });
 }
 
-fn permit(client: &mut TurnClient, peer: SocketAddr) -> Option<u16> {
-    let response = client.request_signed(Method::CREATE_PERMISSION, |request| {
-        request.xor_address(attr::XOR_PEER_ADDRESS, peer)
-    });
-    Message::parse(&response).unwrap().unverified().error_code()
-}
-
-fn send_indication(client: &TurnClient, peer: SocketAddr, data: &[u8]) {
+fn send_indication(client: &RawTurnClient, peer: SocketAddr, data: &[u8]) {
     let indication = Builder::new(Class::Indication, Method::SEND, TransactionId::new([7; 12]));
     let indication = indication.xor_address(attr::XOR_PEER_ADDRESS, peer).attribute(attr::DATA, data);
     client.send(&indication.finish());
@@ -72,46 +66,44 @@ fn each_counter_of_the_relay_moves_when_its_cause_occurs() {
             .map(|name| value(server, &format!("ginnel_relay_{name}")))
     };
     let before = counts();
-    let mut client = TurnClient::allocate(HERE, server);
+    let mut client = BlockingTurnClient::allocate(HERE, server);
     assert_eq!(counts(), before.map(|count| count + 1));
-    let mut other = TurnClient::new(HERE, server);
-    let refused = other.request_signed(Method::ALLOCATE, by_udp);
-    assert_eq!(Message::parse(&refused).unwrap().unverified().error_code(), Some(508));
+    assert_eq!(response_code(BlockingTurnClient::new(config(), HERE, server).try_allocate()), 508);
     wait_for_value(server, "ginnel_relay_ports_exhausted_total", 1);
 
     let peer = UdpSocket::bind((HERE, 0)).unwrap();
     peer.set_read_timeout(Some(SOON)).unwrap();
     let peer_address = peer.local_addr().unwrap();
-    assert_eq!(permit(&mut client, peer_address), None);
-    send_indication(&client, peer_address, b"seven b");
+    client.create_permission(peer_address).unwrap();
+    client.send(peer_address, b"seven b");
     let mut buffer = [0; 100];
     let (len, relayed) = peer.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..len], b"seven b");
     peer.send_to(b"five!", relayed).unwrap();
-    assert!(client.receive().is_some());
+    assert_eq!(client.receive().as_deref(), Some(&b"five!"[..]));
     assert_eq!(value(server, "ginnel_relay_bytes_to_peers_total"), 7);
     assert_eq!(value(server, "ginnel_relay_bytes_to_clients_total"), 5);
 
     drop(peer);
-    send_indication(&client, peer_address, b"to a closed port");
+    client.send(peer_address, b"to a closed port");
     wait_for_value(server, "ginnel_relay_icmp_errors_total", 1);
-    assert_eq!(permit(&mut client, "10.0.0.1:9".parse().unwrap()), Some(403));
+    assert_eq!(response_code(client.create_permission("10.0.0.1:9".parse().unwrap())), 403);
     let denied = page(server);
     assert!(denied.contains("ginnel_relay_denied_peers_total{rule=\""), "{denied}");
     let unreachable = SocketAddr::new(UNREACHABLE.into(), 9);
-    assert_eq!(permit(&mut client, unreachable), None);
-    send_indication(&client, unreachable, b"nowhere");
+    client.create_permission(unreachable).unwrap();
+    client.send(unreachable, b"nowhere");
     wait_for_value(server, "ginnel_worker_dropped_packets_total{reason=\"send_error\"}", 1);
 
-    client.send(b"\x40\x01\0\x04data");
+    client.socket().send(b"\x40\x01\0\x04data").unwrap();
     wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"unbound_channel\"}", 1);
     for port in 50_000..50_010 {
-        send_indication(&client, SocketAddr::new(HERE.into(), port), b"x");
+        client.send(SocketAddr::new(HERE.into(), port), b"x");
     }
     wait_for_value(server, "ginnel_relay_new_peers_refused_total", 1);
     wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"new_peer_rate\"}", 1);
     for _ in 0..20 {
-        send_indication(&client, peer_address, &[0; 1000]);
+        client.send(peer_address, &[0; 1000]);
     }
     wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"bandwidth\"}", 1);
 }
@@ -130,7 +122,7 @@ fn each_packet_that_the_relay_drops_is_counted_by_its_reason() {
         cause();
         wait_for_value(server, &name, before + 1);
     };
-    let mut client = TurnClient::new(HERE, server);
+    let mut client = RawTurnClient::new(HERE, server);
     let allocated = client
         .request_signed(Method::ALLOCATE, |request| by_udp(request).attribute(attr::EVEN_PORT, &[0x80]));
     let relayed = Message::parse(&allocated).unwrap().unverified().xor_address(attr::XOR_RELAYED_ADDRESS);
@@ -138,7 +130,10 @@ fn each_packet_that_the_relay_drops_is_counted_by_its_reason() {
     let peer = UdpSocket::bind((HERE, 0)).unwrap().local_addr().unwrap();
 
     drops("no_permission", &|| send_indication(&client, peer, b"x"));
-    assert_eq!(permit(&mut client, peer), None);
+    let permitted = client.request_signed(Method::CREATE_PERMISSION, |request| {
+        request.xor_address(attr::XOR_PEER_ADDRESS, peer)
+    });
+    assert_eq!(Message::parse(&permitted).unwrap().class(), Class::Success);
     drops("malformed", &|| client.send(b"\x40\x01\0\xFFdata"));
     let data = Builder::new(Class::Indication, Method::DATA, TransactionId::new([7; 12])).finish();
     drops("unexpected_message", &|| client.send(&data));
@@ -152,7 +147,7 @@ fn each_packet_that_the_relay_drops_is_counted_by_its_reason() {
     client.set_ttl(1);
     drops("hop_limit", &|| send_indication(&client, peer, b"x"));
     // Nothing listens at the look-up service's address.
-    let mut unknown = TurnClient::of(("unknown".to_owned(), "password".to_owned()), HERE, server);
+    let mut unknown = RawTurnClient::of(("unknown".to_owned(), "password".to_owned()), HERE, server);
     let request = by_udp(unknown.begin(Method::ALLOCATE));
     let request = unknown.sign(request).finish();
     drops("lookup_failed", &|| unknown.send(&request));
@@ -288,16 +283,15 @@ fn a_relay_socket_that_the_system_refuses_is_counted() {
     let mut clients = Vec::new();
     loop {
         assert!(clients.len() < 120, "more sockets than descriptors");
-        let mut client = TurnClient::new(HERE, server);
-        let response = client.request_signed(Method::ALLOCATE, by_udp);
-        match Message::parse(&response).unwrap().unverified().error_code() {
-            None => clients.push(client),
-            code => break assert_eq!(code, Some(508)),
+        let mut client = BlockingTurnClient::new(config(), HERE, server);
+        match response_code(client.try_allocate()) {
+            0 => clients.push(client),
+            code => break assert_eq!(code, 508),
         }
     }
     // A connection needs a descriptor too.
     for client in clients.iter_mut().take(5) {
-        client.request_signed(Method::REFRESH, |request| request.attribute(attr::LIFETIME, &[0; 4]));
+        client.release();
     }
     assert!(value(server, "ginnel_relay_sockets_refused_total") >= 1);
 }

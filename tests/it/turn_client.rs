@@ -1,145 +1,184 @@
-//! A TURN client over UDP whose requests the test writes itself, valid or not.
+//! The library's TURN client with a blocking UDP socket. `raw_turn` sends what this client never sends.
 
-use std::io::ErrorKind;
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
+use ginnel::turn_client::{
+    LongTermCredentials, Received, TurnClient, TurnClientConfig, TurnError, TurnEvent,
+};
 
 use crate::test_server::{PASSWORD, USER};
-use crate::waiting::pace;
 
-/// RFC 8489 section 6.2.1: the time before a request is sent again, and how often it is sent.
-const RETRANSMISSION: Duration = Duration::from_millis(500);
-const TRANSMISSIONS: usize = 7;
+/// How long a payload may take.
+const PAYLOAD: Duration = Duration::from_millis(500);
+/// Longer than any wait for a retransmission, and shorter than the time until a renewal.
+const IDLE: Duration = Duration::from_secs(60);
+/// After this time, half the lifetime of an allocation, everything is renewed.
+const RENEWAL: Duration = Duration::from_secs(300);
 
-/// A client that has been challenged.
-pub(crate) struct TurnClient {
+/// A client that blocks until each request is answered, or has timed out.
+pub(crate) struct BlockingTurnClient {
+    client: TurnClient,
     socket: UdpSocket,
-    user: (String, String),
-    realm: String,
-    nonce: Vec<u8>,
-    transaction: u8,
+    /// How far the client's clock is ahead.
+    ahead: Duration,
+    payloads: VecDeque<Vec<u8>>,
 }
 
-/// REQUESTED-TRANSPORT for UDP, which every Allocate carries.
-pub(crate) fn by_udp(request: Builder) -> Builder {
-    request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+/// The settings of a client of the static user.
+pub(crate) fn config() -> TurnClientConfig {
+    config_of(&(USER.to_owned(), PASSWORD.to_owned()))
 }
 
-impl TurnClient {
-    /// Requests realm and nonce, without credentials, from an address of this host.
-    pub(crate) fn new(ip: Ipv4Addr, server: SocketAddr) -> Self {
-        Self::of((USER.to_owned(), PASSWORD.to_owned()), ip, server)
+/// The settings of a client of a user with this name and password.
+pub(crate) fn config_of((user, password): &(String, String)) -> TurnClientConfig {
+    TurnClientConfig::new(Arc::new(LongTermCredentials::new(user, password)))
+}
+
+/// The error code of a response; 0 for a success response.
+#[track_caller]
+pub(crate) fn response_code<T>(result: Result<T, TurnError>) -> u16 {
+    match result {
+        Ok(_) => 0,
+        Err(TurnError::Refused { code, .. }) => code,
+        Err(error) => panic!("{error}"),
     }
+}
 
-    /// The same with another user's name and password.
-    pub(crate) fn of(user: (String, String), ip: Ipv4Addr, server: SocketAddr) -> Self {
+impl BlockingTurnClient {
+    /// Opens a socket at an address of this host, and sends nothing.
+    pub(crate) fn new(config: TurnClientConfig, ip: Ipv4Addr, server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((ip, 0)).unwrap();
         socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(RETRANSMISSION)).unwrap();
-        let mut client = Self { socket, user, realm: String::new(), nonce: Vec::new(), transaction: 0 };
-        let request = by_udp(client.begin(Method::ALLOCATE)).finish();
-        let challenge = client.request(&request).unwrap();
-        let challenge = Message::parse(&challenge).unwrap().unverified();
-        assert_eq!(challenge.error_code(), Some(401));
-        client.realm = String::from_utf8(challenge.get(attr::REALM).unwrap().to_vec()).unwrap();
-        client.nonce = challenge.get(attr::NONCE).unwrap().to_vec();
-        client
+        let client = TurnClient::new(config, rand::random());
+        Self { client, socket, ahead: Duration::ZERO, payloads: VecDeque::new() }
     }
 
-    /// Allocates from an address of this host.
+    /// Allocates for the static user from an address of this host.
     pub(crate) fn allocate(ip: Ipv4Addr, server: SocketAddr) -> Self {
-        let mut client = Self::new(ip, server);
-        let allocated = client.request_signed(Method::ALLOCATE, by_udp);
-        assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
+        let mut client = Self::new(config(), ip, server);
+        client.try_allocate().unwrap();
         client
     }
 
-    /// The same; returns its relayed address.
-    pub(crate) fn allocate_and_name(ip: Ipv4Addr, server: SocketAddr) -> (Self, SocketAddr) {
-        let mut client = Self::new(ip, server);
-        let allocated = client.request_signed(Method::ALLOCATE, by_udp);
-        let allocated = Message::parse(&allocated).unwrap().unverified();
-        let relayed = allocated.xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap();
-        (client, relayed)
+    /// Allocates; returns the relayed transport address.
+    pub(crate) fn try_allocate(&mut self) -> Result<SocketAddr, TurnError> {
+        self.client.allocate(self.now());
+        self.run(|event| match event {
+            TurnEvent::Allocated { relayed, .. } => Some(relayed),
+            _ => None,
+        })
     }
 
-    /// Binds a channel to a peer.
-    pub(crate) fn bind_channel(&mut self, channel: u16, peer: SocketAddr) {
-        let bound = self.request_signed(Method::CHANNEL_BIND, |request| {
-            let number = [channel.to_be_bytes(), [0, 0]].concat();
-            request.attribute(attr::CHANNEL_NUMBER, &number).xor_address(attr::XOR_PEER_ADDRESS, peer)
-        });
-        assert_eq!(Message::parse(&bound).unwrap().class(), Class::Success);
+    /// Returns the relayed transport address.
+    pub(crate) fn relayed(&self) -> SocketAddr {
+        self.client.relayed_addresses()[0]
     }
 
-    /// Waits for the next datagram, for half a second.
-    pub(crate) fn receive(&self) -> Option<Vec<u8>> {
+    /// Requests a permission for the address of `peer`, even if there is one.
+    pub(crate) fn create_permission(&mut self, peer: SocketAddr) -> Result<(), TurnError> {
+        self.client.remove_peer(peer);
+        self.client.create_permission(self.now(), peer.ip()).unwrap();
+        self.run(|event| (event == TurnEvent::PermissionInstalled(peer.ip())).then_some(()))
+    }
+
+    /// Binds a channel to `peer`, even if there is one. The first peer gets channel 0x4000, the second one 0x4001.
+    pub(crate) fn bind_channel(&mut self, peer: SocketAddr) -> Result<(), TurnError> {
+        self.client.remove_peer(peer);
+        self.client.bind_channel(self.now(), peer).unwrap();
+        self.run(|event| (event == TurnEvent::ChannelBound(peer)).then_some(()))
+    }
+
+    /// Advances the client's clock until it refreshes its allocation, permissions and channels; fails if one is refused.
+    pub(crate) fn renew(&mut self) -> Result<(), TurnError> {
+        self.ahead += RENEWAL;
+        self.client.handle_timeout(self.now());
+        loop {
+            while let Some(event) = self.client.poll_event() {
+                failure(event)?;
+            }
+            if self.client.poll_timeout().is_none_or(|at| at > self.now() + IDLE) {
+                return Ok(());
+            }
+            self.step(Duration::MAX);
+        }
+    }
+
+    /// Releases the allocation.
+    pub(crate) fn release(&mut self) {
+        self.client.release(self.now());
+        self.run(|event| (event == TurnEvent::Released).then_some(())).unwrap();
+    }
+
+    /// Sends a payload to a peer: as ChannelData if a channel is bound, else in a Send indication.
+    pub(crate) fn send(&mut self, peer: SocketAddr, payload: &[u8]) {
+        let bytes = self.client.encode(peer, payload).unwrap();
+        self.socket.send(&bytes).unwrap();
+    }
+
+    /// Waits for the next payload, for half a second.
+    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + PAYLOAD;
+        while self.payloads.is_empty() && Instant::now() < deadline {
+            self.step(deadline.saturating_duration_since(Instant::now()));
+        }
+        self.payloads.pop_front()
+    }
+
+    /// Returns the socket, which is connected to the server: for what the library's client does not send or ignores.
+    pub(crate) fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// Waits for the next datagram of any kind, for half a second.
+    pub(crate) fn receive_datagram(&self) -> Option<Vec<u8>> {
+        self.socket.set_read_timeout(Some(PAYLOAD)).unwrap();
         let mut buffer = [0; 2048];
         let len = self.socket.recv(&mut buffer).ok()?;
         Some(buffer[..len].to_vec())
     }
 
-    /// Sends an indication or what else gets no answer.
-    pub(crate) fn send(&self, message: &[u8]) {
-        self.socket.send(message).unwrap();
+    fn now(&self) -> Instant {
+        Instant::now() + self.ahead
     }
 
-    /// Sets the TTL of all later datagrams.
-    pub(crate) fn set_ttl(&self, ttl: u32) {
-        self.socket.set_ttl(ttl).unwrap();
-    }
-
-    /// Begins a request.
-    pub(crate) fn begin(&mut self, method: Method) -> Builder {
-        self.transaction = self.transaction.wrapping_add(1);
-        Builder::new(Class::Request, method, TransactionId::new([self.transaction; 12]))
-    }
-
-    /// Adds the credentials.
-    pub(crate) fn sign(&self, request: Builder) -> Builder {
-        let (user, password) = &self.user;
-        request
-            .attribute(attr::USERNAME, user.as_bytes())
-            .attribute(attr::REALM, self.realm.as_bytes())
-            .attribute(attr::NONCE, &self.nonce)
-            .integrity(&Key::from_bytes(&long_term_digest(user, &self.realm, password)))
-    }
-
-    /// Sends a request with credentials and returns its answer.
-    pub(crate) fn request_signed(
-        &mut self,
-        method: Method,
-        fill: impl FnOnce(Builder) -> Builder,
-    ) -> Vec<u8> {
-        let request = fill(self.begin(method));
-        let request = self.sign(request).finish();
-        self.request(&request).unwrap_or_else(|| panic!("no answer to {method:?}"))
-    }
-
-    /// Sends `request`, again if need be, and returns its answer.
-    pub(crate) fn request(&self, request: &[u8]) -> Option<Vec<u8>> {
-        (0..TRANSMISSIONS).find_map(|_| self.request_once(request))
-    }
-
-    /// Sends `request` and returns its answer, if one comes within half a second.
-    pub(crate) fn request_once(&self, request: &[u8]) -> Option<Vec<u8>> {
-        self.socket.send(request).unwrap();
-        let mut buffer = [0; 2048];
+    /// Runs until `find` finds its event, or a request has failed.
+    fn run<T>(&mut self, mut find: impl FnMut(TurnEvent) -> Option<T>) -> Result<T, TurnError> {
         loop {
-            match self.socket.recv(&mut buffer) {
-                Ok(len) if len >= 20 && buffer[4..20] == request[4..20] => {
-                    return Some(buffer[..len].to_vec());
+            while let Some(event) = self.client.poll_event() {
+                if let Some(found) = find(failure(event)?) {
+                    return Ok(found);
                 }
-                Ok(_) => {}
-                // A server that starts opens TCP first; without a wait all transmissions would be refused at once.
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                    pace(RETRANSMISSION);
-                    return None;
-                }
-                Err(_) => return None,
             }
+            self.step(Duration::MAX);
         }
+    }
+
+    /// Sends what waits, receives one datagram, and handles the client's timeout.
+    fn step(&mut self, limit: Duration) {
+        while let Some(bytes) = self.client.poll_transmit() {
+            // Fails after the port was found closed: a server that starts opens TCP first. The client sends again.
+            let _ = self.socket.send(&bytes);
+        }
+        let due = self.client.poll_timeout().map(|at| at.saturating_duration_since(self.now()));
+        let wait = due.map_or(PAYLOAD, |due| due.min(PAYLOAD)).min(limit);
+        self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1)))).unwrap();
+        let mut buffer = [0; 2048];
+        if let Ok(len) = self.socket.recv(&mut buffer)
+            && let Received::Data { payload, .. } = self.client.handle(self.now(), &buffer[..len])
+        {
+            self.payloads.push_back(buffer[payload].to_vec());
+        }
+        self.client.handle_timeout(self.now());
+    }
+}
+
+/// Returns the error of a request that has failed.
+fn failure(event: TurnEvent) -> Result<TurnEvent, TurnError> {
+    match event {
+        TurnEvent::Failed(error) | TurnEvent::PeerFailed(error) => Err(error),
+        other => Ok(other),
     }
 }

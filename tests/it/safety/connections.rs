@@ -4,10 +4,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use ginnel::stun::{Builder, Class, Message, Method, TransactionId};
+use ginnel::stun::{Builder, Class, Method, TransactionId};
 
+use crate::raw_turn::by_udp;
 use crate::test_server::{Lines, TestServer};
-use crate::turn_client::{TurnClient, by_udp};
+use crate::turn_client::BlockingTurnClient;
 use crate::waiting::{wait_for, wait_until_steady};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -154,9 +155,7 @@ fn invalid_http_and_websocket_requests_are_refused_on_every_path() {
 #[test]
 fn the_tls_port_answers_plain_stun_and_turn_too() {
     let test_server = TestServer::with_tls(Lines::default(), None);
-    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, test_server.tls);
-    let allocated = client.request_signed(Method::ALLOCATE, by_udp);
-    assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
+    BlockingTurnClient::allocate(Ipv4Addr::LOCALHOST, test_server.tls);
     let mut stream = connect(Ipv4Addr::LOCALHOST, test_server.tls);
     stream.write_all(&binding()).unwrap();
     let mut answer = [0; 32];
@@ -189,8 +188,8 @@ fn connections_leave_descriptors_for_relays_and_the_oldest_unauthenticated_one_i
     newest.write_all(&binding()).unwrap();
     newest.read_exact(&mut [0; 32]).unwrap();
     assert!(matches!(connections[0].read(&mut [0; 1]), Ok(0) | Err(_)), "the oldest has gone");
-    let clients: Vec<_> =
-        (0..30).map(|_| TurnClient::allocate(Ipv4Addr::new(127, 9, 0, 1), test_server.address)).collect();
+    let at = Ipv4Addr::new(127, 9, 0, 1);
+    let clients: Vec<_> = (0..30).map(|_| BlockingTurnClient::allocate(at, test_server.address)).collect();
     assert_eq!(clients.len(), 30);
     let line = |line: &str| (line.contains("WARN") && line.contains("descriptors")).then_some(());
     test_server.process.expect("one line", TIMEOUT, line);

@@ -6,16 +6,16 @@ use std::time::Duration;
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 use serde_json::{Value, json};
 
+use crate::raw_turn::{RawTurnClient, by_udp};
 use crate::test_server::{Lines, PASSWORD, TestServer, USER};
 use crate::tools;
-use crate::turn_client::{TurnClient, by_udp};
 
 const METHODS: [Method; 5] =
     [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
 
-fn server_and_client() -> (TestServer, TurnClient) {
+fn server_and_client() -> (TestServer, RawTurnClient) {
     let test_server = TestServer::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
-    let client = TurnClient::allocate(Ipv4Addr::LOCALHOST, test_server.address);
+    let client = RawTurnClient::allocate(Ipv4Addr::LOCALHOST, test_server.address);
     (test_server, client)
 }
 
@@ -33,7 +33,7 @@ fn error_code(answer: &[u8]) -> Option<u16> {
 
 #[test]
 fn an_attribute_past_the_message_end_gets_no_success() {
-    let (_house, mut client) = server_and_client();
+    let (_server, mut client) = server_and_client();
     for method in METHODS {
         let sound = match method {
             Method::BINDING => client.begin(method),
@@ -60,7 +60,7 @@ fn an_attribute_past_the_message_end_gets_no_success() {
 
 #[test]
 fn an_empty_or_odd_peer_address_is_a_bad_request() {
-    let (_house, mut client) = server_and_client();
+    let (_server, mut client) = server_and_client();
     let whole = [0, 1, 0x12, 0x12, 0x5e, 0x12, 0xa4, 0x43];
     for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
         for value in
@@ -90,7 +90,7 @@ fn is_success(answer: &[u8]) -> bool {
 
 #[test]
 fn after_refresh_0_a_new_allocation_is_granted_at_once() {
-    let (_house, mut client) = server_and_client();
+    let (_server, mut client) = server_and_client();
     for _ in 0..20 {
         let ended =
             client.request_signed(Method::REFRESH, |request| request.attribute(attr::LIFETIME, &[0; 4]));
@@ -106,7 +106,7 @@ fn after_refresh_0_a_new_allocation_is_granted_at_once() {
 #[test]
 fn without_an_allocation_a_denied_peer_is_a_mismatch() {
     let test_server = TestServer::on_loopback("");
-    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address);
+    let mut client = RawTurnClient::new(Ipv4Addr::LOCALHOST, test_server.address);
     for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
         assert_eq!(error_code(&client.request_signed(method, complete)), Some(437), "{method:?}");
         assert_eq!(
@@ -120,7 +120,7 @@ fn without_an_allocation_a_denied_peer_is_a_mismatch() {
 #[test]
 fn an_unknown_transport_gets_442() {
     let test_server = TestServer::on_loopback("");
-    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address);
+    let mut client = RawTurnClient::new(Ipv4Addr::LOCALHOST, test_server.address);
     for protocol in [0, 1, 58, 132, 255] {
         let answer = client.request_signed(Method::ALLOCATE, |request| {
             request.attribute(attr::REQUESTED_TRANSPORT, &[protocol, 0, 0, 0])
@@ -131,7 +131,7 @@ fn an_unknown_transport_gets_442() {
 
 #[test]
 fn a_send_to_port_0_does_not_end_relaying() {
-    let (_house, mut client) = server_and_client();
+    let (_server, mut client) = server_and_client();
     let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let peer_address = peer.local_addr().unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::proc::{Proc, Stdout};
 use crate::test_server::{PASSWORD, TestServer, USER, free_ports};
 use crate::tools;
-use crate::turn_client::TurnClient;
+use crate::turn_client::BlockingTurnClient;
 
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -85,7 +85,7 @@ fn an_unwritable_log_stops_nothing_and_is_counted() {
             assert!(Instant::now() < deadline && server.ended_by(Instant::now()).is_none(), "{log:?}");
         }
         for _ in 0..3 {
-            TurnClient::allocate(Ipv4Addr::LOCALHOST, address);
+            BlockingTurnClient::allocate(Ipv4Addr::LOCALHOST, address);
         }
         // Closed descriptors are opened again onto nothing, which takes everything.
         let dropped = || counter(address, "ginnel_log_lines_dropped_total");
@@ -93,7 +93,7 @@ fn an_unwritable_log_stops_nothing_and_is_counted() {
             assert!(Instant::now() < deadline, "{log:?}: {}", dropped());
         }
         server.signal("HUP");
-        TurnClient::allocate(Ipv4Addr::LOCALHOST, address);
+        BlockingTurnClient::allocate(Ipv4Addr::LOCALHOST, address);
         assert_eq!(server.ended_by(Instant::now()), None, "{log:?}");
         server.terminate();
         server.succeed(SHORT);

@@ -7,10 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
+use ginnel::stun::{Builder, Class, Method, TransactionId};
 
+use crate::raw_turn::by_udp;
 use crate::test_server::TestServer;
-use crate::turn_client::TurnClient;
+use crate::turn_client::BlockingTurnClient;
 use crate::waiting::{pace, wait_until, wait_until_steady};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ fn request(method: Method) -> Builder {
 }
 
 fn allocate() -> Builder {
-    request(Method::ALLOCATE).attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+    by_udp(request(Method::ALLOCATE))
 }
 
 /// A socket at `ip`, connected to the server.
@@ -175,20 +176,21 @@ fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet(
         .collect();
     let peer = UdpSocket::bind((Ipv4Addr::new(127, 2, 0, 2), 0)).unwrap();
     peer.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
-    client.bind_channel(0x4000, peer.local_addr().unwrap());
+    let mut client = BlockingTurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
+    let peer_address = peer.local_addr().unwrap();
+    client.bind_channel(peer_address).unwrap();
     let (stop, began) = (AtomicBool::new(false), Instant::now());
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| begin_handshakes(&sockets, &stop));
         // The first one that is lost is enough.
         let lost = (0..1000_u32).find(|number| {
-            let frame = [&[0x40, 0, 0, 4][..], &number.to_be_bytes()].concat();
-            client.send(&frame);
+            let payload = number.to_be_bytes();
+            client.send(peer_address, &payload);
             let mut buffer = [0; 64];
             let returned =
                 peer.recv_from(&mut buffer).and_then(|(len, from)| peer.send_to(&buffer[..len], from));
             pace(Duration::from_millis(2));
-            returned.is_err() || client.receive() != Some(frame)
+            returned.is_err() || client.receive() != Some(payload.to_vec())
         });
         stop.store(true, Ordering::Relaxed);
         let begun = flood.join().unwrap().len();
@@ -248,12 +250,11 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_are_not_affected() {
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| drain([127, 1, 0], test_server.address, &stop));
         wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), test_server.address);
-        let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
+        let mut client = BlockingTurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
         let mut slowest = Duration::ZERO;
         for _ in 0..100 {
             let sent_at = Instant::now();
-            let refreshed = client.request_signed(Method::REFRESH, |request| request);
-            assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
+            client.renew().unwrap();
             slowest = slowest.max(sent_at.elapsed());
             pace(Duration::from_millis(20));
         }
@@ -271,14 +272,13 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_are_not_affected() {
 #[test]
 fn a_credential_that_verifies_is_answered_within_a_drained_network_too() {
     let test_server = TestServer::on_loopback(NO_EXEMPTION);
-    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 1, 0, 200), test_server.address);
+    let mut client = BlockingTurnClient::allocate(Ipv4Addr::new(127, 1, 0, 200), test_server.address);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| drain([127, 1, 0], test_server.address, &stop));
         wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), test_server.address);
         for _ in 0..50 {
-            let refreshed = client.request_signed(Method::REFRESH, |request| request);
-            assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
+            client.renew().unwrap();
         }
         stop.store(true, Ordering::Relaxed);
         flood.join().unwrap();

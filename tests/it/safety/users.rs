@@ -7,8 +7,9 @@ use std::time::Duration;
 use ginnel::stun::{Message, Method};
 use serde_json::Value;
 
+use crate::raw_turn::{RawTurnClient, by_udp};
 use crate::test_server::{Lines, TestServer};
-use crate::turn_client::{TurnClient, by_udp};
+use crate::turn_client::{BlockingTurnClient, config_of, response_code};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "a user's password";
@@ -68,38 +69,40 @@ fn test_server(lines: &str) -> TestServer {
     TestServer::with(&[Ipv4Addr::LOCALHOST.into()], lines)
 }
 
-fn client(user: &str, password: &str, ip: Ipv4Addr, server: SocketAddr) -> TurnClient {
-    TurnClient::of((user.to_owned(), password.to_owned()), ip, server)
+/// A client whose request is sent only once, and not waited for.
+fn raw_client(user: &str, password: &str, ip: Ipv4Addr, server: SocketAddr) -> RawTurnClient {
+    RawTurnClient::of((user.to_owned(), password.to_owned()), ip, server)
 }
 
-fn code(answer: &[u8]) -> u16 {
-    Message::parse(answer).unwrap().unverified().error_code().unwrap_or(0)
+fn error_code(answer: &[u8]) -> Option<u16> {
+    Message::parse(answer).unwrap().unverified().error_code()
 }
 
 #[test]
 fn the_first_refusal_of_a_user_who_was_looked_up_arrives() {
     let test_server = test_server("");
     for (user, ip) in [("good", FRIEND), ("nobody", OTHER)] {
-        let mut client = client(user, "wrong", ip, test_server.address);
+        let mut client = raw_client(user, "wrong", ip, test_server.address);
         let request = by_udp(client.begin(Method::ALLOCATE));
         let request = client.sign(request).finish();
         client.send(&request);
         let answer = (0..40).find_map(|_| client.receive());
-        assert_eq!(answer.map(|answer| code(&answer)), Some(401), "{user}, one request");
+        assert_eq!(answer.and_then(|answer| error_code(&answer)), Some(401), "{user}, one request");
     }
 }
 
 #[test]
 fn random_user_names_block_no_user_of_another_network() {
     let test_server = test_server("deadline_ms = 60000\nper_network = 10");
-    let mut others: Vec<_> =
-        (0..100).map(|number| client(&format!("slow{number}"), "x", OTHER, test_server.address)).collect();
+    let mut others: Vec<_> = (0..100)
+        .map(|number| raw_client(&format!("slow{number}"), "x", OTHER, test_server.address))
+        .collect();
     for other in &mut others {
         let request = by_udp(other.begin(Method::ALLOCATE));
         other.send(&other.sign(request).finish());
     }
-    let mut friend = client("good", PASSWORD, FRIEND, test_server.address);
-    assert_eq!(code(&friend.request_signed(Method::ALLOCATE, by_udp)), 0);
+    let friend = config_of(&("good".to_owned(), PASSWORD.to_owned()));
+    BlockingTurnClient::new(friend, FRIEND, test_server.address).try_allocate().unwrap();
     test_server
         .process
         .expect("line about the limit", TIMEOUT, |line| line.contains("auth.hook.per_network").then_some(()));
@@ -124,13 +127,10 @@ fn one_access_key_has_the_share_of_one_user_under_all_its_names() {
     let lines = Lines { turn: "allocations_per_user = 2", ..Lines::default() };
     let test_server = TestServer::with(&[here], lines);
     let mut names: Vec<_> = (0..3).map(|_| ice(&test_server)).collect();
-    let codes: Vec<_> = names
-        .iter()
-        .map(|user| {
-            let mut client = TurnClient::of(user.clone(), Ipv4Addr::LOCALHOST, test_server.address);
-            code(&client.request_signed(Method::ALLOCATE, by_udp))
-        })
-        .collect();
+    let allocate = |user| {
+        BlockingTurnClient::new(config_of(user), Ipv4Addr::LOCALHOST, test_server.address).try_allocate()
+    };
+    let codes: Vec<_> = names.iter().map(|user| response_code(allocate(user))).collect();
     assert_eq!(codes, [0, 0, 486]);
     names.dedup();
     assert_eq!(names.len(), 3);
