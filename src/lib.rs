@@ -76,10 +76,12 @@ pub mod internals;
 mod limits;
 #[cfg(feature = "load")]
 mod load;
-#[cfg(any(feature = "messaging", feature = "messaging-client"))]
+#[cfg(feature = "messaging")]
 mod messaging;
 #[cfg(feature = "messaging-client")]
 pub mod messaging_client;
+#[cfg(any(feature = "messaging", feature = "messaging-client"))]
+mod messaging_wire;
 mod net;
 #[cfg(feature = "server")]
 pub mod server;

@@ -3,12 +3,14 @@
 use super::delivery::Delivered;
 use super::json_login::JsonLoginStep;
 use super::json_session::{AccessKind, JsonReplyTo, JsonStep};
-use super::json_wire::{ClosingReason, Device, Devices, Empty, ErrorCode, FixedBytes, NewDevice, Registered};
 use super::login::is_name;
 use super::machine::{Machine, unix_ms};
-use super::signing::Statement;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
+use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::{
+    ClosingReason, Device, Devices, Empty, ErrorCode, FixedBytes, NewDevice, Registered,
+};
 use crate::store::{AccountDevice, AccountDeviceId, MAX_NAME, NewAccountDevice, Party, StoreError};
 
 /// How far a request about devices is.

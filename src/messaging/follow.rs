@@ -3,11 +3,11 @@
 
 use super::delivery::{Delivered, MAX_UNACKNOWLEDGED};
 use super::json_session::{DeviceAccess, JsonReplyTo, JsonStep};
-use super::json_wire::{Body, Empty, ErrorCode, Event, Fetch, Message, Page, Receipt, SentState};
 use super::machine::{Machine, Step, unix_ms};
 use super::session::ConnectionId;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
+use crate::messaging_wire::{Body, Empty, ErrorCode, Event, Fetch, Message, Page, Receipt, SentState};
 use crate::store::{Acknowledgement, Mailbox, MailboxId, MessageKind, StoreError, StoredMessage};
 use std::collections::VecDeque;
 

@@ -2,8 +2,8 @@
 
 use super::json_sending_tests::{encrypted, plaintext};
 use super::json_session_tests::WebSocket;
-use super::json_wire::*;
 use super::machine_tests::Server;
+use crate::messaging_wire::*;
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -2,16 +2,16 @@
 
 use super::follow::Inbox;
 use super::json_session::{Access, AccessKind, DeviceAccess, JsonReplyTo, JsonStep};
-use super::json_wire::{
-    ClosingReason, Empty, ErrorCode, LoggedIn, Login, LoginProof, MailboxState, Register, Registered,
-    SetIdentity, Stored,
-};
 use super::login::{MAX_PASSWORD, is_name};
 use super::machine::{Job, JobResult, Machine, TRY_AGAIN, unix_ms};
 use super::session::ConnectionId;
-use super::signing::Statement;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
+use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::{
+    ClosingReason, Empty, ErrorCode, LoggedIn, Login, LoginProof, MailboxState, Register, Registered,
+    SetIdentity, Stored,
+};
 use crate::store::{Account, AccountDevice, AccountDeviceId, Mailbox, NewAccountDevice, StoreError};
 use data_encoding::HEXLOWER;
 use md5::{Digest, Md5};

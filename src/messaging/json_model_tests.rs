@@ -3,10 +3,10 @@
 
 use super::json_sending_tests::encrypted;
 use super::json_session_tests::{WebSocket, device_login, key};
-use super::json_wire::*;
 use super::machine::{Output, RequestId};
 use super::machine_tests::Server;
 use super::store_request::{StoreReply, StoreRequest};
+use crate::messaging_wire::*;
 use crate::store::StoreError;
 use proptest::prelude::*;
 use std::collections::BTreeSet;

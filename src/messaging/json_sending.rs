@@ -3,11 +3,11 @@
 use super::account_devices::listed;
 use super::config::Policy;
 use super::json_session::{JsonReplyTo, JsonStep};
-use super::json_wire::{Content, DeviceCopy, ErrorBody, ErrorCode, Send, Sent, SentState};
 use super::login::is_name;
 use super::machine::{Machine, unix_ms};
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
+use crate::messaging_wire::{Content, DeviceCopy, ErrorBody, ErrorCode, Send, Sent, SentState};
 use crate::store::{
     AccountDevice, AccountDeviceId, Appended, MAX_BODY, MAX_MESSAGE_ID, MessageCopy, NewMessage, Party,
     StoreError,

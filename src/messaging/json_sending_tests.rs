@@ -2,8 +2,8 @@
 
 use super::config::{Config, Policy};
 use super::json_session_tests::{WebSocket, devices};
-use super::json_wire::*;
 use super::machine_tests::{Server, quad};
+use crate::messaging_wire::*;
 use crate::store::StoreLimits;
 use serde_json::{Value, json};
 

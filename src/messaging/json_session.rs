@@ -5,16 +5,16 @@ use super::delivery::Delivered;
 use super::follow::Inbox;
 use super::json_login::JsonLoginStep;
 use super::json_sending::JsonSendStep;
-use super::json_wire::{
-    ClosingReason, Empty, ErrorBody, ErrorCode, Event, FixedBytes, Request, RequestError, VERSION,
-    error_frame, ok_frame,
-};
 use super::machine::{Job, Machine, Output, Step, TRY_AGAIN, Timer};
 use super::presence::{ContactsStep, Watch};
 use super::session::ConnectionId;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
 use crate::limits::{Limit, NetworkPrefix, Permit};
+use crate::messaging_wire::{
+    ClosingReason, Empty, ErrorBody, ErrorCode, Event, FixedBytes, Request, RequestError, VERSION,
+    error_frame, ok_frame,
+};
 use crate::store::{AccountDeviceId, Party, StoreError};
 use rand::Rng;
 use serde::Serialize;

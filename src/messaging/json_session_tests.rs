@@ -1,11 +1,11 @@
 //! Accounts, devices and the order of requests over the WebSocket `/messages`, with a fake clock.
 
 use super::config::{Config, Limits};
-use super::json_wire::*;
 use super::machine::{ConnectionId, Output};
 use super::machine_tests::Server;
-use super::signing::{SigningKey, Statement};
 use crate::limits::Rate;
+use crate::messaging_wire::signing::{SigningKey, Statement};
+use crate::messaging_wire::*;
 use crate::store::StoreLimits;
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -1,13 +1,13 @@
 //! Contacts over the WebSocket `/messages`, and the presence of those that have added each other. Pure.
 
 use super::json_session::{JsonReplyTo, JsonStep};
-use super::json_wire::{Contact, Contacts, Empty, ErrorCode, Event};
 use super::login::is_name;
 use super::machine::{Machine, Step, TRY_AGAIN, Timer};
 use super::session::ConnectionId;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
 use crate::limits::Limit;
+use crate::messaging_wire::{Contact, Contacts, Empty, ErrorCode, Event};
 use crate::store::{Party, StoreError};
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;

@@ -2,9 +2,9 @@
 
 use super::config::Config;
 use super::json_session_tests::WebSocket;
-use super::json_wire::*;
 use super::machine_tests::Server;
 use super::presence::MAX_WATCHES;
+use crate::messaging_wire::*;
 use crate::store::StoreLimits;
 use serde_json::{Value, json};
 use std::time::Duration;

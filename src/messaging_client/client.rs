@@ -12,7 +12,7 @@ use super::state::Change;
 use super::storage::Storage;
 use crate::gateway::client::Tls;
 use crate::limits::Backoff;
-use crate::messaging::json_wire::{self, Device, Empty, OtherParty, Request};
+use crate::messaging_wire::{self, Device, Empty, OtherParty, Request};
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use futures_util::{SinkExt, StreamExt};
@@ -162,9 +162,9 @@ impl Client {
 
     pub(crate) async fn contacts(&self) -> Result<Vec<Contact>, RequestError> {
         let fields = self.ask(Request::Contacts(Empty {})).await?;
-        let contacts: json_wire::Contacts =
-            json_wire::answer_fields(fields).map_err(|_| RequestError::Ended)?;
-        let contact = |contact: json_wire::Contact| Contact {
+        let contacts: messaging_wire::Contacts =
+            messaging_wire::answer_fields(fields).map_err(|_| RequestError::Ended)?;
+        let contact = |contact: messaging_wire::Contact| Contact {
             party: PartyName::from_wire(&contact.party),
             is_online: contact.online,
         };

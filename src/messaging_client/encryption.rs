@@ -4,8 +4,8 @@
 //! The suite is DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM in base mode. A body is `enc (32) ‖ ciphertext ‖ tag (16)`, its plaintext
 //! `signature (64) ‖ JSON`. The JSON has spaces at its end up to a multiple of 256 bytes, which hide its length.
 
-use crate::messaging::json_wire::Key;
-use crate::messaging::signing::{SigningKey, Statement};
+use crate::messaging_wire::Key;
+use crate::messaging_wire::signing::{SigningKey, Statement};
 use hpke::aead::{Aead, AeadTag, AesGcm256};
 use hpke::inout::InOutBuf;
 use hpke::kdf::HkdfSha256;
@@ -168,7 +168,7 @@ impl<R: RngCore + CryptoRng> TryCryptoRng for HpkeRng<'_, R> {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messaging::json_wire::{Body, FixedBytes};
+    use crate::messaging_wire::{Body, FixedBytes};
     use data_encoding::HEXLOWER_PERMISSIVE;
     use hpke::aead::AesGcm128;
     use rand::SeedableRng;

@@ -2,11 +2,11 @@
 
 use super::error::{ClientError, ErrorCode};
 use super::keys::Keys;
-use crate::messaging::json_wire::{
+use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::{
     self, ErrorBody, Event, FixedBytes, Key, Login, LoginProof, NewDevice, Register, Request, ServerFrame,
     SetIdentity,
 };
-use crate::messaging::signing::Statement;
 
 /// What a device needs to enroll.
 pub(super) struct Enrollment<'a> {
@@ -46,7 +46,10 @@ impl<'a> Enrollment<'a> {
     pub(super) fn handle_frame(&mut self, text: &str) -> Result<Step, ClientError> {
         let frame = ServerFrame::parse(text).map_err(|error| ClientError::Protocol(error.to_string()))?;
         match (frame, self.stage) {
-            (ServerFrame::Event(Event::Hello { version: json_wire::VERSION, challenge }), Stage::Hello) => {
+            (
+                ServerFrame::Event(Event::Hello { version: messaging_wire::VERSION, challenge }),
+                Stage::Hello,
+            ) => {
                 self.challenge = challenge;
                 self.next(Stage::Registration)
             }
@@ -117,8 +120,8 @@ impl<'a> Enrollment<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messaging::json_wire::{Empty, Registered, error_frame, ok_frame};
     use crate::messaging_client::keys::Secrets;
+    use crate::messaging_wire::{Empty, Registered, error_frame, ok_frame};
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
 

@@ -2,7 +2,7 @@
 
 use super::known_peers::Distrust;
 use super::party_name::PartyName;
-pub use crate::messaging::json_wire::ErrorCode;
+pub use crate::messaging_wire::ErrorCode;
 use std::io;
 use std::path::PathBuf;
 

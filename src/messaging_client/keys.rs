@@ -4,8 +4,8 @@
 //! messages, and an X25519 key, to which messages are encrypted.
 
 use super::encryption;
-use crate::messaging::json_wire::{FixedBytes, NewDevice};
-use crate::messaging::signing::{SigningKey, Statement};
+use crate::messaging_wire::signing::{SigningKey, Statement};
+use crate::messaging_wire::{FixedBytes, NewDevice};
 use data_encoding::BASE64URL_NOPAD;
 use rand::CryptoRng;
 use ring::digest;

@@ -6,8 +6,8 @@
 use super::encryption::{Content, OpenError};
 use super::keys::Fingerprint;
 use super::party_name::PartyName;
-use crate::messaging::json_wire::{Devices, FixedBytes};
-use crate::messaging::signing::Statement;
+use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::{Devices, FixedBytes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -169,8 +169,8 @@ pub(super) fn assess_message(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messaging::json_wire::Device;
-    use crate::messaging::signing::SigningKey;
+    use crate::messaging_wire::Device;
+    use crate::messaging_wire::signing::SigningKey;
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(&[seed; 32]).unwrap()

@@ -12,11 +12,11 @@ use super::receiving::{Incoming, Unacknowledged};
 use super::sending::SendOperation;
 use super::state::{Change, State};
 use crate::clock::Now;
-use crate::messaging::json_wire::{
+use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::{
     self, ClosingReason, DeviceNumber, Devices, Empty, ErrorBody, FixedBytes, Key, LoggedIn, Login,
     LoginProof, OtherParty, Request, ServerFrame,
 };
-use crate::messaging::signing::Statement;
 use rand_chacha::ChaCha20Rng;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -271,26 +271,26 @@ impl Machine {
         }
     }
 
-    fn handle_event(&mut self, event: json_wire::Event, now: Now) {
+    fn handle_event(&mut self, event: messaging_wire::Event, now: Now) {
         match event {
-            json_wire::Event::Hello { version, challenge } if self.phase == Phase::AwaitingHello => {
+            messaging_wire::Event::Hello { version, challenge } if self.phase == Phase::AwaitingHello => {
                 match version {
-                    json_wire::VERSION => self.log_in(&challenge, now),
+                    messaging_wire::VERSION => self.log_in(&challenge, now),
                     _ => self.end(ClientError::Protocol(format!("version {version}"))),
                 }
             }
-            json_wire::Event::Message(_) | json_wire::Event::Receipt(_)
+            messaging_wire::Event::Message(_) | messaging_wire::Event::Receipt(_)
                 if self.phase == Phase::Open && self.receive == Receive::Everything =>
             {
                 self.handle_rows([event], now);
             }
-            json_wire::Event::Closing { reason } => match reason {
+            messaging_wire::Event::Closing { reason } => match reason {
                 ClosingReason::Replaced => self.end(ClientError::Replaced),
                 ClosingReason::DeviceRemoved => self.end(ClientError::DeviceRemoved),
                 ClosingReason::Shutdown => self.reconnect("the server stops"),
                 _ => self.reconnect("the server closed the connection"),
             },
-            json_wire::Event::Error(error) => self.end(ClientError::Protocol(error.message)),
+            messaging_wire::Event::Error(error) => self.end(ClientError::Protocol(error.message)),
             _ => {}
         }
     }
@@ -326,14 +326,18 @@ impl Machine {
     fn handle_ok(&mut self, id: u64, fields: Value, now: Now) {
         let Some((pending, asked_at)) = self.pending.remove(&id) else { return };
         let read = match pending {
-            Pending::Login => json_wire::answer_fields(fields).map(|answer| self.on_logged_in(answer, now)),
-            Pending::Lookup(party, question) => json_wire::answer_fields(fields).map(|answer: Devices| {
-                self.insert_devices(&party, (answer, false), (question, asked_at), now);
-            }),
-            Pending::Send(operation) => {
-                json_wire::answer_fields(fields).map(|answer| self.on_sent(operation, answer))
+            Pending::Login => {
+                messaging_wire::answer_fields(fields).map(|answer| self.on_logged_in(answer, now))
             }
-            Pending::Page => json_wire::answer_fields(fields).map(|page| self.handle_page(page, now)),
+            Pending::Lookup(party, question) => {
+                messaging_wire::answer_fields(fields).map(|answer: Devices| {
+                    self.insert_devices(&party, (answer, false), (question, asked_at), now);
+                })
+            }
+            Pending::Send(operation) => {
+                messaging_wire::answer_fields(fields).map(|answer| self.on_sent(operation, answer))
+            }
+            Pending::Page => messaging_wire::answer_fields(fields).map(|page| self.handle_page(page, now)),
             Pending::User(operation) => {
                 self.done(operation, Ok(Answer::Fields(fields)));
                 Ok(())

@@ -10,11 +10,11 @@ use super::party_name::PartyName;
 use super::sending::Draft;
 use super::state::State;
 use crate::clock::Now;
-use crate::messaging::json_wire::{
+use crate::messaging_wire::signing::{SigningKey, Statement};
+use crate::messaging_wire::{
     self, Body, Device, Devices, Empty, ErrorBody, FixedBytes, MailboxState, Message, Page, Receipt, Request,
     SentState, Stored, error_frame, ok_frame,
 };
-use crate::messaging::signing::{SigningKey, Statement};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::time::{Duration, Instant};
@@ -183,16 +183,18 @@ impl Client {
     }
 
     pub(super) fn row(&mut self, message: Message) {
-        self.frame(&json_wire::Event::Message(message).to_frame());
+        self.frame(&messaging_wire::Event::Message(message).to_frame());
     }
 
     /// Opens a connection and logs in; the mailbox has this many messages.
     pub(super) fn connect(&mut self, stored: u64) {
         self.machine.handle_connected(self.now);
-        self.frame(&json_wire::Event::Hello { version: 1, challenge: FixedBytes([3; 32]) }.to_frame());
+        self.frame(&messaging_wire::Event::Hello { version: 1, challenge: FixedBytes([3; 32]) }.to_frame());
         let (_, request) = self.requests.last().unwrap();
         let Request::Login(login) = request else { panic!("{request:?}") };
-        let json_wire::LoginProof::Device { key, signature, .. } = &login.proof else { panic!("{login:?}") };
+        let messaging_wire::LoginProof::Device { key, signature, .. } = &login.proof else {
+            panic!("{login:?}")
+        };
         let statement = Statement::DeviceLogin { challenge: &[3; 32], user: "alice", signing_key: &key.0 };
         assert!(statement.is_signed(&key.0, &signature.0));
         self.log_in(EPOCH, stored);
@@ -286,12 +288,12 @@ pub(super) fn bob() -> Peer {
     Peer::new("bob", 50)
 }
 
-pub(super) fn stored() -> json_wire::Sent {
-    json_wire::Sent { state: SentState::Stored, duplicate: false }
+pub(super) fn stored() -> messaging_wire::Sent {
+    messaging_wire::Sent { state: SentState::Stored, duplicate: false }
 }
 
 /// The copies of the only request, which is a message.
-pub(super) fn copies(client: &mut Client) -> (u64, String, json_wire::Content) {
+pub(super) fn copies(client: &mut Client) -> (u64, String, messaging_wire::Content) {
     let (id, request) = client.request();
     let Request::Send(send) = request else { panic!("{request:?}") };
     (id, send.message_id, send.content)
@@ -334,7 +336,7 @@ fn a_message_is_encrypted_for_each_device_and_stored_once() {
     devices.devices.push(phone.device());
     client.answer_devices(&bob, &devices);
     let (id, message_id, content) = copies(&mut client);
-    let json_wire::Content::Encrypted(copies) = content else { panic!("{content:?}") };
+    let messaging_wire::Content::Encrypted(copies) = content else { panic!("{content:?}") };
     for (copy, device) in copies.iter().zip([&bob, &phone]) {
         let content = encryption::open(&copy.body.0, &device.encryption_secret).unwrap();
         assert_eq!((copy.device, &*content.text, &content.message_id), (device.number, "hello", &message_id));
@@ -371,12 +373,12 @@ fn a_party_without_keys_gets_plaintext_unless_that_is_forbidden() {
     assert_eq!(client.sent(), Err(RequestError::NotEncrypted { party: bob.party() }));
     client.send(&bob, false);
     let (id, _, content) = copies(&mut client);
-    assert_eq!(content, json_wire::Content::Text("hello".into()));
+    assert_eq!(content, messaging_wire::Content::Text("hello".into()));
     // Meanwhile bob has got a device.
     client.frame(&error_frame(id, &ErrorBody::new(ErrorCode::PlaintextRefused, "no")));
     client.answer_devices(&bob, &bob.devices());
     let (id, _, content) = copies(&mut client);
-    assert!(matches!(content, json_wire::Content::Encrypted(_)));
+    assert!(matches!(content, messaging_wire::Content::Encrypted(_)));
     client.frame(&ok_frame(id, &stored()));
     assert_eq!(client.sent().unwrap().protection, Protection::EndToEnd);
 }
@@ -407,7 +409,7 @@ fn a_message_without_an_answer_is_sent_again_under_its_id() {
     client.answer_devices(&bob, &bob.devices());
     let (id, second_id, _) = copies(&mut client);
     assert_eq!(first_id, second_id);
-    client.frame(&ok_frame(id, &json_wire::Sent { duplicate: true, ..stored() }));
+    client.frame(&ok_frame(id, &messaging_wire::Sent { duplicate: true, ..stored() }));
     assert_eq!(client.sent().unwrap().message_id, first_id);
 }
 
@@ -439,7 +441,7 @@ fn stored_messages_come_in_pages_that_follow_acknowledgements() {
     let mut client = Client::new(Receive::Stored, State::default());
     client.connect(3);
     let page = |messages: Vec<Message>, more| {
-        let messages = messages.into_iter().map(json_wire::Event::Message).collect();
+        let messages = messages.into_iter().map(messaging_wire::Event::Message).collect();
         Page { messages, more }
     };
     let (first, second) = (bob.message(&client, 1, "one"), bob.message(&client, 2, "two"));
@@ -458,7 +460,7 @@ fn stored_messages_come_in_pages_that_follow_acknowledgements() {
         from: "user:bob".into(),
         device: Some(5),
     };
-    let receipts = Page { messages: vec![json_wire::Event::Receipt(receipt)], more: false };
+    let receipts = Page { messages: vec![messaging_wire::Event::Receipt(receipt)], more: false };
     client.frame(&ok_frame(id, &receipts));
     let told = client.events.last().unwrap();
     assert!(matches!(told, Event::Receipt { number: 3, state: ReceiptState::Delivered, .. }), "{told:?}");
@@ -504,7 +506,7 @@ fn a_server_that_is_silent_or_floods_is_left() {
     let mut sequence = 0;
     while client.end.is_none() {
         sequence += 1;
-        client.frame(&json_wire::Event::Receipt(receipt(sequence)).to_frame());
+        client.frame(&messaging_wire::Event::Receipt(receipt(sequence)).to_frame());
         assert!(sequence < 10_000);
     }
     assert!(matches!(client.end, Some(ClientError::Protocol(_))));
@@ -514,16 +516,16 @@ fn a_server_that_is_silent_or_floods_is_left() {
 fn a_login_that_is_refused_or_replaced_is_not_repeated() {
     let mut client = Client::new(Receive::Everything, State::default());
     client.machine.handle_connected(client.now);
-    client.frame(&json_wire::Event::Hello { version: 1, challenge: FixedBytes([3; 32]) }.to_frame());
+    client.frame(&messaging_wire::Event::Hello { version: 1, challenge: FixedBytes([3; 32]) }.to_frame());
     client.refuse(&ErrorBody::new(ErrorCode::WrongCredentials, "no"));
     let refused = client.end.take();
     assert!(matches!(refused, Some(ClientError::Refused { code: ErrorCode::WrongCredentials, .. })));
     let mut client = Client::online();
-    let closing = |reason| json_wire::Event::Closing { reason }.to_frame();
-    client.frame(&closing(json_wire::ClosingReason::Replaced));
+    let closing = |reason| messaging_wire::Event::Closing { reason }.to_frame();
+    client.frame(&closing(messaging_wire::ClosingReason::Replaced));
     assert!(matches!(client.end, Some(ClientError::Replaced)));
     let mut client = Client::online();
-    client.frame(&closing(json_wire::ClosingReason::Shutdown));
+    client.frame(&closing(messaging_wire::ClosingReason::Shutdown));
     assert_eq!((client.reconnects, client.end.is_none()), (1, true));
     for frame in ["", "[]", "{\"type\":\"hello\"}", "{\"id\":1}"] {
         let mut client = Client::online();
@@ -554,7 +556,7 @@ fn another_device_is_removed_by_the_identity_key_only() {
     client.machine.remove_device(Operation(2), 5, client.now);
     client.drain();
     let (_, Request::Login(login)) = &client.requests[0] else { panic!("{:?}", client.requests) };
-    let json_wire::LoginProof::Identity(signature) = &login.proof else { panic!("{login:?}") };
+    let messaging_wire::LoginProof::Identity(signature) = &login.proof else { panic!("{login:?}") };
     let identity_key = client.machine.account.keys.identity.as_ref().unwrap().public();
     let statement = Statement::IdentityLogin { challenge: &[3; 32], user: "alice" };
     assert!(statement.is_signed(&identity_key, &signature.0));

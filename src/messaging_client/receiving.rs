@@ -9,7 +9,7 @@ use super::party_name::PartyName;
 use super::replay_window::MessageRef;
 use super::state::{Change, ReceiptRecord};
 use crate::clock::Now;
-use crate::messaging::json_wire::{self, Ack, Fetch, Follow, Message, Page, Receipt, Request, SentState};
+use crate::messaging_wire::{self, Ack, Fetch, Follow, Message, Page, Receipt, Request, SentState};
 
 /// The most rows of one page.
 const PAGE: u32 = 100;
@@ -112,11 +112,11 @@ impl Machine {
         self.fetch_more(now);
     }
 
-    pub(super) fn handle_rows(&mut self, rows: impl IntoIterator<Item = json_wire::Event>, now: Now) {
+    pub(super) fn handle_rows(&mut self, rows: impl IntoIterator<Item = messaging_wire::Event>, now: Now) {
         for event in rows {
             let row = match event {
-                json_wire::Event::Message(message) => Row::Message(message),
-                json_wire::Event::Receipt(receipt) => Row::Receipt(receipt),
+                messaging_wire::Event::Message(message) => Row::Message(message),
+                messaging_wire::Event::Receipt(receipt) => Row::Receipt(receipt),
                 _ => continue,
             };
             self.incoming.push_back(Incoming { row, after: self.question });

@@ -9,7 +9,7 @@ use super::machine::{
 };
 use super::party_name::PartyName;
 use crate::clock::Now;
-use crate::messaging::json_wire::{self, Body, DeviceCopy, ErrorBody, FixedBytes, MAX_FRAME, Request, Send};
+use crate::messaging_wire::{self, Body, DeviceCopy, ErrorBody, FixedBytes, MAX_FRAME, Request, Send};
 use rand::RngCore;
 
 /// How often a message is sent again because the recipient's devices have changed.
@@ -100,7 +100,7 @@ impl Machine {
             }
             PeerKeys::Legacy => {
                 (send.protection, send.devices) = (Protection::None, 0);
-                json_wire::Content::Text(send.text.clone())
+                messaging_wire::Content::Text(send.text.clone())
             }
             PeerKeys::Devices { devices, .. } => {
                 let is_own = send.to == self.account.party;
@@ -111,7 +111,7 @@ impl Machine {
                 }
                 (send.protection, send.devices) = (Protection::EndToEnd, devices.len());
                 let copies = devices.into_iter().map(|device| self.encrypt(send, device));
-                json_wire::Content::Encrypted(copies.collect::<Result<_, _>>()?)
+                messaging_wire::Content::Encrypted(copies.collect::<Result<_, _>>()?)
             }
         };
         let (to, message_id) = (send.to.as_wire().to_owned(), send.message_id.clone());
@@ -142,7 +142,7 @@ impl Machine {
         Ok(DeviceCopy { device: device.device, body: Body(body) })
     }
 
-    pub(super) fn on_sent(&mut self, operation: Operation, _answer: json_wire::Sent) {
+    pub(super) fn on_sent(&mut self, operation: Operation, _answer: messaging_wire::Sent) {
         let Some(at) = self.sends.iter().position(|send| send.operation == operation) else { return };
         let send = self.sends.remove(at);
         let sent = Sent { message_id: send.message_id, protection: send.protection, devices: send.devices };

@@ -8,10 +8,10 @@ use super::known_peers::Distrust;
 use super::machine::{Operation, Receive};
 use super::machine_tests::{Client, EPOCH, Peer, bob, copies, stored};
 use super::state::{Change, State};
-use crate::messaging::json_wire::{
+use crate::messaging_wire::signing::SigningKey;
+use crate::messaging_wire::{
     self, Devices, Empty, ErrorBody, FixedBytes, Message, Request, error_frame, ok_frame,
 };
-use crate::messaging::signing::SigningKey;
 
 #[test]
 fn a_server_that_swaps_keys_of_a_sender_is_refused() {
@@ -101,7 +101,7 @@ fn replayed_mail_is_refused_also_after_a_restart_and_in_another_mailbox() {
     client.acknowledge(2);
     let mut restarted = Client::new(Receive::Everything, client.saved.clone());
     restarted.machine.handle_connected(restarted.now);
-    restarted.frame(&json_wire::Event::Hello { version: 1, challenge: FixedBytes([3; 32]) }.to_frame());
+    restarted.frame(&messaging_wire::Event::Hello { version: 1, challenge: FixedBytes([3; 32]) }.to_frame());
     restarted.log_in(EPOCH + 1, 1);
     assert!(restarted.events.contains(&Event::MailboxReset));
     restarted.requests.clear();
@@ -172,7 +172,7 @@ fn changed_devices_are_checked_before_the_message_goes_to_them() {
     };
     client.frame(&error_frame(id, &changed(devices.clone())));
     let (id, second_id, content) = copies(&mut client);
-    assert!(matches!(content, json_wire::Content::Encrypted(copies) if copies.len() == 2));
+    assert!(matches!(content, messaging_wire::Content::Encrypted(copies) if copies.len() == 2));
     assert_eq!(first_id, second_id);
     // Now the server adds a device of its own.
     devices.devices.push(Peer::new("bob", 90).device());

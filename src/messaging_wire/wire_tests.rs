@@ -1,6 +1,6 @@
-//! Tests of [`json_wire`](super::json_wire): each object as `docs/wire/messages.md` shows it, and what is refused.
+//! Each object as `docs/wire/messages.md` shows it, and what is refused.
 
-use super::json_wire::*;
+use super::*;
 
 fn key(byte: u8) -> Key {
     FixedBytes([byte; 32])

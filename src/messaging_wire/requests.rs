@@ -61,7 +61,7 @@ pub(crate) struct Register {
     /// The key that signs its devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) identity_key: Option<Key>,
-    /// [`Statement::Registration`](crate::messaging::signing::Statement::Registration) by the identity key.
+    /// [`Statement::Registration`](super::signing::Statement::Registration) by the identity key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) proof: Option<Signature>,
     /// Its first device.
@@ -78,7 +78,7 @@ pub(crate) struct NewDevice {
     pub(crate) signing_key: Key,
     /// Its X25519 key.
     pub(crate) encryption_key: Key,
-    /// [`Statement::Device`](crate::messaging::signing::Statement::Device) by the identity key.
+    /// [`Statement::Device`](super::signing::Statement::Device) by the identity key.
     pub(crate) signature: Signature,
 }
 
@@ -101,10 +101,10 @@ pub(crate) enum LoginProof {
         reads_mailbox: bool,
         /// Its signing key.
         key: Key,
-        /// [`Statement::DeviceLogin`](crate::messaging::signing::Statement::DeviceLogin) by this key.
+        /// [`Statement::DeviceLogin`](super::signing::Statement::DeviceLogin) by this key.
         signature: Signature,
     },
-    /// [`Statement::IdentityLogin`](crate::messaging::signing::Statement::IdentityLogin) by the identity key: no device.
+    /// [`Statement::IdentityLogin`](super::signing::Statement::IdentityLogin) by the identity key: no device.
     Identity(Signature),
     /// The password: no device.
     Password(String),
@@ -168,7 +168,7 @@ impl From<Login> for LoginFields {
 pub(crate) struct SetIdentity {
     /// The key that signs the account's devices.
     pub(crate) identity_key: Key,
-    /// [`Statement::Registration`](crate::messaging::signing::Statement::Registration) by this key.
+    /// [`Statement::Registration`](super::signing::Statement::Registration) by this key.
     pub(crate) proof: Signature,
 }
 

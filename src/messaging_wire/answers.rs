@@ -67,7 +67,7 @@ pub(crate) struct Device {
     pub(crate) signing_key: Key,
     /// Its X25519 key.
     pub(crate) encryption_key: Key,
-    /// [`Statement::Device`](crate::messaging::signing::Statement::Device) by the identity key.
+    /// [`Statement::Device`](super::signing::Statement::Device) by the identity key.
     pub(crate) signature: Signature,
     /// When it was added.
     pub(crate) created_at: u64,

@@ -1,10 +1,19 @@
-//! The messages of the WebSocket `/messages`: one JSON object per text frame. Pure.
+//! The wire of the WebSocket `/messages`, which server and client share: one JSON object per text frame. Pure.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `requests.rs` | requests of a client |
+//! | `answers.rs` | answers and events of the server |
+//! | `signing.rs` | what the keys of accounts and devices sign |
 //!
 //! A request has an `id`, which its answer repeats, and a `type`. Events of the server have no `id`. Keys, signatures and encrypted bodies are
 //! unpadded base64url. Parties are in the text form `user:NAME` or `dev:ID`; times are Unix time in milliseconds. Unknown fields are ignored.
 
 mod answers;
 mod requests;
+pub(crate) mod signing;
+#[cfg(test)]
+mod wire_tests;
 
 pub use answers::ErrorCode;
 pub(crate) use answers::*;
