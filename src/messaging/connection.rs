@@ -6,7 +6,7 @@ use super::service::{Event, Handle, Opened, Protocol};
 use super::wire::{HEADER_LEN, data_len};
 use crate::clock::{TickBase, Ticks};
 use crate::dataplane::stream_limits::{MESSAGE_TIME, WRITE_TIME, shut_down};
-use crate::limits::{Limit, NetworkPrefix, RateLimiter};
+use crate::limits::{Limit, NetworkPrefix, Rate, RateLimiter};
 use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time::mono;
 use bytes::{Bytes, BytesMut};
@@ -15,14 +15,14 @@ use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::{sleep, timeout};
 
 /// Longest frame that needs no permit for its memory.
 const SHORT: usize = 4096;
 /// Bytes that one credit is good for, and the credits of a connection: so much may wait for the machine.
 const CREDIT: usize = 4096;
-pub(super) const CREDITS: usize = 64;
+const CREDITS: usize = 64;
 /// Bytes that a buffer has at first.
 const FIRST_READ: usize = 16 * 1024;
 
@@ -31,28 +31,73 @@ pub(super) fn credits(bytes: usize) -> usize {
     (bytes / CREDIT + 1).min(CREDITS)
 }
 
-/// Tells the machine that a connection has ended, however its task ends.
-pub(super) struct Closing<'a> {
+/// A connection that the machine knows until this is dropped, and its limits.
+pub(super) struct OpenConnection<'a> {
     pub(super) handle: &'a Handle,
-    pub(super) connection: ConnectionId,
+    pub(super) id: ConnectionId,
+    pub(super) ip: IpAddr,
+    pub(super) permit: ConnectionPermit,
+    credit: Arc<Semaphore>,
 }
 
-impl Drop for Closing<'_> {
+impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
-        self.handle.closed(self.connection);
+        self.handle.closed(self.id);
     }
 }
 
-/// What the reading side of a connection works with.
-struct Reading<'a> {
-    handle: &'a Handle,
-    connection: ConnectionId,
-    ip: IpAddr,
-    credit: &'a Semaphore,
-    permit: &'a ConnectionPermit,
+impl OpenConnection<'_> {
+    /// Waits until the machine may take a frame of this length; fails when the machine has closed the connection.
+    pub(super) async fn acquire_credit(&self, bytes: usize) -> Result<(), AcquireError> {
+        self.credit.acquire_many(credits(bytes) as u32).await?.forget();
+        Ok(())
+    }
+}
+
+/// How fast a client may send.
+pub(super) struct Pace {
+    base: TickBase,
+    limiter: RateLimiter,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self { base: TickBase::new(mono()), limiter: RateLimiter::idle_at(Ticks::from_nanos(0)) }
+    }
+
+    /// Waits as long as a request comes too early.
+    pub(super) async fn wait(&mut self, rate: Rate) {
+        let wait = self.limiter.charge(rate, self.base.ticks(mono()), 1);
+        if !wait.is_zero() {
+            Limit::MessagingRequestsPerConnection.reached(rate.per_second());
+            sleep(wait).await;
+        }
+    }
 }
 
 impl Handle {
+    /// Opens a connection and the queue of what is sent to it; `None` when messaging has stopped.
+    pub(super) async fn open(
+        &self,
+        protocol: Protocol,
+        ip: IpAddr,
+        permit: ConnectionPermit,
+    ) -> Option<(OpenConnection<'_>, Outgoing)> {
+        let id = self.next_connection();
+        let (outbox, outgoing) = outbox(self.limits(), self.waiting());
+        let credit = Arc::new(Semaphore::new(CREDITS));
+        let opened = Event::Opened(Box::new(Opened {
+            connection: id,
+            ip,
+            protocol,
+            outbox,
+            credit: Arc::clone(&credit),
+            permit: permit.clone(),
+        }));
+        let is_running = self.send(opened).await;
+        is_running.then(|| (OpenConnection { handle: self, id, ip, permit, credit }, outgoing))
+    }
+
     /// Serves a connection until it ends. On a legacy listener devices need no key.
     ///
     /// # Errors
@@ -63,27 +108,13 @@ impl Handle {
         (ip, is_legacy): (IpAddr, bool),
         permit: ConnectionPermit,
     ) -> io::Result<()> {
-        let connection = self.next_connection();
-        let (sender, mut outgoing) = outbox(self.limits(), self.waiting());
-        let credit = Arc::new(Semaphore::new(CREDITS));
-        let opened = Event::Opened(Box::new(Opened {
-            connection,
-            ip,
-            protocol: Protocol::Frames { is_legacy },
-            outbox: sender,
-            credit: Arc::clone(&credit),
-            permit: permit.clone(),
-        }));
-        if !Box::pin(self.send(opened)).await {
-            return Ok(());
-        }
-        let _closing = Closing { handle: &self, connection };
+        let opened = Box::pin(self.open(Protocol::Frames { is_legacy }, ip, permit)).await;
+        let Some((connection, mut outgoing)) = opened else { return Ok(()) };
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let reading = Reading { handle: &self, connection, ip, credit: &credit, permit: &permit };
         let served = {
-            let mut writing = pin!(self.write(&mut writer, connection, &mut outgoing));
+            let mut writing = pin!(self.write(&mut writer, connection.id, &mut outgoing));
             tokio::select! {
-                read = reading.read(&mut reader) => match read {
+                read = connection.read_frames(&mut reader) => match read {
                     // The client has closed its sending side, and gets what is queued for it.
                     Ok(()) => writing.await,
                     Err(error) => Err(error),
@@ -121,11 +152,10 @@ impl Handle {
     }
 }
 
-impl Reading<'_> {
+impl OpenConnection<'_> {
     /// Reads frames until the client closes its sending side and all of them are answered.
-    async fn read(&self, reader: &mut (impl AsyncRead + Send + Unpin)) -> io::Result<()> {
-        let mut pace =
-            Pace { base: TickBase::new(mono()), limiter: RateLimiter::idle_at(Ticks::from_nanos(0)) };
+    async fn read_frames(&self, reader: &mut (impl AsyncRead + Send + Unpin)) -> io::Result<()> {
+        let mut pace = Pace::new();
         let mut header = [0; HEADER_LEN];
         loop {
             match reader.read_exact(&mut header).await {
@@ -138,7 +168,7 @@ impl Reading<'_> {
         }
         // The credits are back when everything is answered.
         if self.credit.acquire_many(CREDITS as u32).await.is_ok() {
-            Box::pin(self.handle.send(Event::Finished { connection: self.connection })).await;
+            Box::pin(self.handle.send(Event::Finished { connection: self.id })).await;
         }
         Ok(())
     }
@@ -150,22 +180,16 @@ impl Reading<'_> {
         pace: &mut Pace,
     ) -> io::Result<()> {
         let len = data_len(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        let granted = self.credit.acquire_many(credits(len) as u32).await.map_err(io::Error::other)?;
-        granted.forget();
+        self.acquire_credit(len).await.map_err(io::Error::other)?;
         let _memory = match len > SHORT {
             true => Some(self.frame_permit(len).ok_or(io::ErrorKind::OutOfMemory)?),
             false => None,
         };
         let data = timeout(MESSAGE_TIME, read_data(reader, len)).await??;
-        if !self.handle.send(Event::Frame { connection: self.connection, data }).await {
+        if !self.handle.send(Event::Frame { connection: self.id, data }).await {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let rate = self.handle.limits().requests_per_connection;
-        let wait = pace.limiter.charge(rate, pace.base.ticks(mono()), 1);
-        if !wait.is_zero() {
-            Limit::MessagingRequestsPerConnection.reached(rate.per_second());
-            sleep(wait).await;
-        }
+        pace.wait(self.handle.limits().requests_per_connection).await;
         Ok(())
     }
 
@@ -178,12 +202,6 @@ impl Reading<'_> {
         let memory = quota.acquire(NetworkPrefix::subscriber(self.ip), len);
         memory.inspect_err(|exceeded| Limit::MessagingFrameBytes.reached(quota.max(*exceeded))).ok()
     }
-}
-
-/// How fast a client sends.
-struct Pace {
-    base: TickBase,
-    limiter: RateLimiter,
 }
 
 /// Reads the data of a frame. The buffer grows with what arrives, not with what is announced.

@@ -1,15 +1,14 @@
 //! One WebSocket at `/messages`: reads texts at the pace of the service, sends what waits in the outbox, and pings.
 
-use super::connection::{CREDITS, Closing, credits};
-use super::json_wire::MAX_FRAME;
+use super::connection::{OpenConnection, Pace};
 use super::machine::ConnectionId;
-use super::outbox::{Outgoing, outbox};
-use super::service::{Event, Handle, Opened, Protocol};
-use crate::clock::{TickBase, Ticks};
+use super::outbox::Outgoing;
+use super::service::{Event, Handle, Protocol};
 use crate::dataplane::stream_limits::{
     CLOSE_TIME, MESSAGE_TIME, UNAUTHENTICATED_MESSAGE, WRITE_TIME, evicted,
 };
-use crate::limits::{Limit, NetworkPrefix, Permit, RateLimiter};
+use crate::limits::{Limit, NetworkPrefix, Permit};
+use crate::messaging_wire::MAX_FRAME;
 use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time::mono;
 use crate::net::websocket::upgrade::{self, WebSocketStream};
@@ -19,12 +18,11 @@ use crate::net::websocket::{
 use bytes::Bytes;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval_at, timeout, timeout_at};
 
 /// Between two pings.
 const PING: Duration = Duration::from_secs(30);
@@ -33,13 +31,9 @@ const PING: Duration = Duration::from_secs(30);
 const UNCOUNTED: usize = 16 * 1024;
 const CHUNK: usize = 16 * 1024;
 
-/// A WebSocket and its limits.
+/// The reading side.
 struct Reader<'a> {
-    handle: &'a Handle,
-    connection: ConnectionId,
-    ip: IpAddr,
-    permit: &'a ConnectionPermit,
-    credit: &'a Semaphore,
+    connection: &'a OpenConnection<'a>,
     pings: mpsc::Sender<Vec<u8>>,
     /// A ping was sent and not answered.
     is_pinged: &'a AtomicBool,
@@ -66,30 +60,16 @@ impl Handle {
         let evicted = evicted(&permit);
         // What HTTP held is gone.
         let _ = permit.reserve_memory(0);
-        let connection = self.next_connection();
-        let (sender, mut outgoing) = outbox(self.limits(), self.waiting());
-        let credit = Arc::new(Semaphore::new(CREDITS));
-        let opened = Event::Opened(Box::new(Opened {
-            connection,
-            ip,
-            protocol: Protocol::WebSocket { is_secure },
-            outbox: sender,
-            credit: Arc::clone(&credit),
-            permit: permit.clone(),
-        }));
-        if !self.send(opened).await {
-            return;
-        }
-        let _closing = Closing { handle: self, connection };
+        let opened = self.open(Protocol::WebSocket { is_secure }, ip, permit).await;
+        let Some((connection, mut outgoing)) = opened else { return };
         let (mut input, mut output) = tokio::io::split(stream);
         let (pings, mut pinged) = mpsc::channel(1);
         let (is_pinged, is_between_messages) = (AtomicBool::new(false), AtomicBool::new(true));
-        let (handle, permit, credit) = (self, &permit, &*credit);
-        let reader = Reader { handle, connection, ip, permit, credit, pings, is_pinged: &is_pinged };
+        let reader = Reader { connection: &connection, pings, is_pinged: &is_pinged };
         let code = tokio::select! {
             code = reader.read(&mut input) => code,
             code = self.write_messages(
-                (&mut output, connection),
+                (&mut output, connection.id),
                 (&mut outgoing, &mut pinged),
                 (&is_pinged, &is_between_messages),
             ) => code,
@@ -147,9 +127,8 @@ impl Handle {
 impl Reader<'_> {
     /// Reads until the client closes or breaks a rule; returns the code to close with, if the client still reads.
     async fn read(&self, input: &mut (impl AsyncRead + Unpin)) -> Option<CloseCode> {
-        let base = TickBase::new(mono());
-        let rate = self.handle.limits().requests_per_connection;
-        let mut limiter = RateLimiter::idle_at(Ticks::from_nanos(0));
+        let OpenConnection { handle, id, .. } = *self.connection;
+        let mut pace = Pace::new();
         let mut receiving = Receiving {
             reader: MessageReader::new(MessageType::Text, UNAUTHENTICATED_MESSAGE),
             is_authenticated: false,
@@ -163,24 +142,18 @@ impl Reader<'_> {
             };
             match message {
                 Message::Text(text) => {
-                    let granted = self.credit.acquire_many(credits(text.len()) as u32).await.ok()?;
-                    granted.forget();
-                    let connection = self.connection;
-                    if !self.handle.send(Event::Text { connection, text }).await {
+                    self.connection.acquire_credit(text.len()).await.ok()?;
+                    if !handle.send(Event::Text { connection: id, text }).await {
                         return Some(CloseCode::GOING_AWAY);
                     }
                     receiving.memory.clear();
-                    let wait = limiter.charge(rate, base.ticks(mono()), 1);
-                    if !wait.is_zero() {
-                        Limit::MessagingRequestsPerConnection.reached(rate.per_second());
-                        sleep(wait).await;
-                    }
+                    pace.wait(handle.limits().requests_per_connection).await;
                 }
                 // While a pong waits to be sent, further pings are not answered.
                 Message::Ping(payload) => drop(self.pings.try_send(payload)),
                 Message::Pong => {
                     if self.is_pinged.swap(false, Ordering::Relaxed) {
-                        self.handle.send(Event::Alive { connection: self.connection }).await;
+                        handle.send(Event::Alive { connection: id }).await;
                     }
                 }
                 Message::Close(code) => return code.or(Some(CloseCode::NORMAL)),
@@ -196,7 +169,7 @@ impl Reader<'_> {
         input: &mut (impl AsyncRead + Unpin),
     ) -> Result<Message, Option<CloseCode>> {
         loop {
-            if !receiving.is_authenticated && self.permit.is_authenticated() {
+            if !receiving.is_authenticated && self.connection.permit.is_authenticated() {
                 receiving.is_authenticated = true;
                 receiving.reader.set_max_len(MAX_FRAME);
             }
@@ -227,12 +200,12 @@ impl Reader<'_> {
     fn reserve(&self, receiving: &mut Receiving) -> Result<(), Option<CloseCode>> {
         let buffered = receiving.reader.buffered();
         let too_much = Err(Some(CloseCode::TRY_AGAIN_LATER));
-        if !self.permit.reserve_message(buffered) {
+        if !self.connection.permit.reserve_message(buffered) {
             return too_much;
         }
-        let quota = self.handle.frame_memory();
+        let quota = self.connection.handle.frame_memory();
         while buffered > UNCOUNTED + receiving.memory.len() * CHUNK {
-            match quota.acquire(NetworkPrefix::subscriber(self.ip), CHUNK) {
+            match quota.acquire(NetworkPrefix::subscriber(self.connection.ip), CHUNK) {
                 Ok(memory) => receiving.memory.push(memory),
                 Err(exceeded) => {
                     Limit::MessagingFrameBytes.reached(quota.max(exceeded));
