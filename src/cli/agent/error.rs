@@ -108,7 +108,8 @@ pub(super) struct Description {
     pub(super) hint: &'static str,
 }
 
-const fn description(
+/// Creates a [`Description`].
+pub(super) const fn description(
     exit_code: u8,
     stage: &'static str,
     code: &'static str,
@@ -117,7 +118,11 @@ const fn description(
     Description { exit_code, stage, code, hint }
 }
 
-const LOG: &str = "run it again with `--log debug`, which prints more";
+/// Hints of several commands.
+pub(super) const LATER: &str = "try again later";
+pub(super) const SERVER_TIMED_OUT: &str = "is the server up, and TCP 3478 open on the way to it?";
+pub(super) const STANDARD_OUTPUT: &str = "a place that takes the output: agent … > FILE";
+pub(super) const LOG: &str = "run it again with `--log debug`, which prints more";
 
 impl CommandError {
     /// Returns the error of a registration or a call at `server`.
@@ -176,9 +181,7 @@ impl CommandError {
             Self::Gateway(error) => error.describe(),
             #[cfg(feature = "messaging-client")]
             Self::Messaging(error) => error.describe(),
-            Self::Output(_) => {
-                description(1, "local", "local", "a place that takes the output: agent … > FILE")
-            }
+            Self::Output(_) => description(1, "local", "local", STANDARD_OUTPUT),
         }
     }
 }
@@ -192,9 +195,7 @@ fn describe_registration(error: &RegistrationError) -> Description {
             "unreachable",
             "is the name right, `ginnel serve` running there, and TCP 3478 open? `--server HOST:PORT` names another",
         ),
-        RegistrationError::TimedOut { .. } => {
-            description(6, "server", "timed_out", "is the server up, and TCP 3478 open on the way to it?")
-        }
+        RegistrationError::TimedOut { .. } => description(6, "server", "timed_out", SERVER_TIMED_OUT),
         RegistrationError::KeyRejected => description(
             4,
             "signal",
@@ -216,7 +217,7 @@ fn describe_registration(error: &RegistrationError) -> Description {
         RegistrationError::TagLost => {
             description(4, "signal", "refused", "run `agent listen` again for a new ticket")
         }
-        RegistrationError::Refused(_) => description(4, "signal", "refused", "try again later"),
+        RegistrationError::Refused(_) => description(4, "signal", "refused", LATER),
     }
 }
 
@@ -238,7 +239,7 @@ fn describe_connect(error: &ConnectError) -> Description {
             "refused",
             "one `agent listen` accepts one connection: run it again on the other machine and use its new ticket",
         ),
-        ConnectError::Refused(_) => description(4, "signal", "refused", "try again later"),
+        ConnectError::Refused(_) => description(4, "signal", "refused", LATER),
         ConnectError::Ended(_) => description(7, "connection", "peer_ended", PEER_ENDED),
         ConnectError::NoPath(attempts) => description(5, "path", "no_path", no_path_hint(attempts)),
         ConnectError::HandshakeTimedOut => description(6, "handshake", "timed_out", "try again"),

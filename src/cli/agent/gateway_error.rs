@@ -1,6 +1,6 @@
 //! The errors of `agent share` and `agent connect --gateway`.
 
-use super::error::Description;
+use super::error::{Description, STANDARD_OUTPUT, description};
 use crate::gateway::client::{ConnectError, ConnectionError, DialError};
 use std::io;
 
@@ -42,38 +42,35 @@ impl GatewayFailure {
 
 impl GatewayError {
     pub(super) fn describe(&self) -> Description {
-        let (exit_code, stage, code, hint) = match &self.failure {
+        match &self.failure {
             GatewayFailure::Register(error) => describe_register(error),
             GatewayFailure::Connect(error) => describe_connect(error),
-            GatewayFailure::Dial(DialError::Refused(_)) => (
+            GatewayFailure::Dial(DialError::Refused(_)) => description(
                 3,
                 "signal",
                 "offline",
                 "run `agent share --id` with this id there; the server limits the connections of one client",
             ),
             GatewayFailure::Dial(DialError::TimedOut(_)) => {
-                (6, "signal", "timed_out", "try again; is the gateway under load?")
+                description(6, "signal", "timed_out", "try again; is the gateway under load?")
             }
-            GatewayFailure::Dial(_) | GatewayFailure::Lost(_) => (7, "connection", "lost", "try again"),
+            GatewayFailure::Dial(_) | GatewayFailure::Lost(_) => {
+                description(7, "connection", "lost", "try again")
+            }
             GatewayFailure::Broken(_) => {
-                (7, "connection", "peer_ended", "read what `agent share` prints on the other side")
+                description(7, "connection", "peer_ended", "read what `agent share` prints on the other side")
             }
-            GatewayFailure::Output(_) => {
-                (1, "local", "local", "a place that takes the output: agent connect … > FILE")
-            }
+            GatewayFailure::Output(_) => description(1, "local", "local", STANDARD_OUTPUT),
             GatewayFailure::Listen(_) => {
-                (1, "local", "local", "another address or port: --listen ADDRESS:PORT")
+                description(1, "local", "local", "another address or port: --listen ADDRESS:PORT")
             }
-        };
-        Description { exit_code, stage, code, hint }
+        }
     }
 }
 
-type Parts = (u8, &'static str, &'static str, &'static str);
-
-fn describe_register(error: &ConnectError) -> Parts {
+fn describe_register(error: &ConnectError) -> Description {
     match error {
-        ConnectError::Refused => (
+        ConnectError::Refused => description(
             4,
             "server",
             "refused",
@@ -83,36 +80,39 @@ fn describe_register(error: &ConnectError) -> Parts {
     }
 }
 
-fn describe_connect(error: &ConnectError) -> Parts {
+fn describe_connect(error: &ConnectError) -> Description {
     match error {
         ConnectError::Address(_) => {
-            (2, "usage", "usage", "--gateway HOST, --gateway HOST:PORT or --gateway wss://HOST")
+            description(2, "usage", "usage", "--gateway HOST, --gateway HOST:PORT or --gateway wss://HOST")
         }
-        ConnectError::Refused => (
+        ConnectError::Refused => description(
             4,
             "server",
             "refused",
             "this gateway may require tokens: --gateway-token gt_…, which `ginnel gateway token` prints there",
         ),
-        ConnectError::DuplicateServer => (
+        ConnectError::DuplicateServer => description(
             4,
             "server",
             "taken",
             "is another `agent share` running with this --id? End it, or choose another --id",
         ),
-        ConnectError::NotAuthenticated => (
+        ConnectError::NotAuthenticated => description(
             4,
             "server",
             "impostor",
             "is this the gateway, and its key the one that `ginnel key --gateway` prints there?",
         ),
-        ConnectError::Tls(_) => {
-            (5, "server", "tls", "--ca FILE names a certificate to trust; without TLS: --gateway HOST:PORT")
-        }
+        ConnectError::Tls(_) => description(
+            5,
+            "server",
+            "tls",
+            "--ca FILE names a certificate to trust; without TLS: --gateway HOST:PORT",
+        ),
         ConnectError::TimedOut(_) => {
-            (6, "server", "timed_out", "is the gateway up, and its port open on the way to it?")
+            description(6, "server", "timed_out", "is the gateway up, and its port open on the way to it?")
         }
-        _ => (
+        _ => description(
             5,
             "server",
             "unreachable",

@@ -1,6 +1,6 @@
 //! The errors of the messaging commands of `agent`.
 
-use crate::cli::agent::error::Description;
+use crate::cli::agent::error::{Description, LATER, LOG, SERVER_TIMED_OUT, description};
 use crate::messaging_client::{ClientError, Distrust, ErrorCode, RequestError};
 use std::io;
 use std::path::PathBuf;
@@ -26,18 +26,8 @@ pub(in crate::cli::agent) enum MessagingError {
     Request(#[from] RequestError),
 }
 
-const fn description(
-    exit_code: u8,
-    stage: &'static str,
-    code: &'static str,
-    hint: &'static str,
-) -> Description {
-    Description { exit_code, stage, code, hint }
-}
-
 const LOGIN: &str = "agent login SERVER USER     SERVER runs `ginnel serve` with `messaging.enabled = true`";
 const LINK: &str = "if the account is yours: `agent devices request SERVER USER` here, and `agent devices add CODE` on a device of the account";
-const LATER: &str = "try again later";
 const TRUST: &str = "ask the other side for the fingerprint that `agent devices` shows there; if it is the new one: agent devices trust NAME FINGERPRINT";
 
 impl MessagingError {
@@ -78,9 +68,7 @@ fn describe_client(error: &ClientError) -> Description {
 
 fn describe_unreachable(error: &io::Error) -> Description {
     match error.kind() {
-        io::ErrorKind::TimedOut => {
-            description(6, "server", "timed_out", "is the server up, and TCP 3478 open on the way to it?")
-        }
+        io::ErrorKind::TimedOut => description(6, "server", "timed_out", SERVER_TIMED_OUT),
         io::ErrorKind::InvalidData => description(
             5,
             "server",
@@ -156,6 +144,6 @@ fn describe_request(error: &RequestError) -> Description {
         RequestError::NoIdentity => {
             description(4, "local", "no_identity", "run it on the device that registered the account")
         }
-        _ => description(1, "local", "local", "run it again with `--log debug`, which prints more"),
+        _ => description(1, "local", "local", LOG),
     }
 }
