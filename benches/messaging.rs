@@ -175,7 +175,11 @@ fn delivery(server: &Server) -> Histogram {
 
 /// Fills an inbox, and fetches and acknowledges it; returns the pages and the time.
 fn inbox(server: &Server) -> (usize, Duration) {
-    drop(server.device("inbox"));
+    let mut recipient = server.device("inbox");
+    // A sender that is no contact may not fill a mailbox.
+    recipient.send(203, "contact", json!({"deviceId": "filler"}).to_string().into_bytes());
+    recipient.expect_ok();
+    drop(recipient);
     let mut sender = server.device("filler");
     for first in (0..INBOX).step_by(100) {
         (first..first + 100).for_each(|number| sender.message("inbox", &number.to_string()));

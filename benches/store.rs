@@ -138,6 +138,9 @@ fn plain(appends: u64, batch: u64) -> f64 {
             is_encrypted, body, stored_at, expires_at)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
     let mut row = connection.prepare(row).unwrap();
+    let held = "INSERT INTO mailbox_senders (mailbox, sender, messages, bytes) VALUES (?1, ?2, 1, ?3)
+        ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + ?3";
+    let mut held = connection.prepare(held).unwrap();
     let start = time::mono();
     let mut number = 0;
     while number < appends {
@@ -149,6 +152,7 @@ fn plain(appends: u64, batch: u64) -> f64 {
             let counted = params![mailbox, BODY.len() as i64];
             let sequence: i64 = count.query_row(counted, |row| row.get(0)).unwrap();
             id.execute(params![mailbox, sender, message_id, sequence, stored_at]).unwrap();
+            held.execute(params![mailbox, sender, BODY.len() as i64]).unwrap();
             let none: Option<i64> = None;
             let expires_at = stored_at + 1_000_000;
             let values =

@@ -15,6 +15,8 @@ export type MessagesErrorKind =
   | "devices_changed"
   | "plaintext_refused"
   | "mailbox_full"
+  | "sender_share_full"
+  | "storage_full"
   | "disk_full"
   | "contacts_only"
   | "contact_exists"

@@ -7,6 +7,8 @@ use crate::server::MessagingConfig;
 use serde::Deserialize;
 use std::time::Duration;
 
+/// An empty database has about 100 KiB.
+const LEAST_STORED: usize = 1_000_000;
 const DAY: f64 = 24.0 * 3600.0;
 
 #[derive(Debug, Default, Deserialize)]
@@ -53,6 +55,7 @@ struct LimitsSection {
     parties: Option<usize>,
     messages_per_mailbox: Option<usize>,
     bytes_per_mailbox: Option<usize>,
+    stored_bytes: Option<usize>,
     contacts: Option<usize>,
     logins_per_account: Option<RateSection>,
     logins_per_network: Option<RateSection>,
@@ -154,11 +157,12 @@ impl LimitsSection {
                 *rate = given.checked(key)?;
             }
         }
-        let (mut parties, mut messages, mut bytes, mut contacts) = (None, None, None, None);
+        let (mut parties, mut messages, mut bytes, mut stored, mut contacts) = (None, None, None, None, None);
         for (key, given, least, limit) in [
             ("messaging.limits.parties", self.parties, 1, &mut parties),
             ("messaging.limits.messages_per_mailbox", self.messages_per_mailbox, 1, &mut messages),
             ("messaging.limits.bytes_per_mailbox", self.bytes_per_mailbox, 65_536, &mut bytes),
+            ("messaging.limits.stored_bytes", self.stored_bytes, LEAST_STORED, &mut stored),
             ("messaging.limits.contacts", self.contacts, 1, &mut contacts),
         ] {
             *limit = at_least(key, given, least)?.map(|given| given as u64);
@@ -166,6 +170,7 @@ impl LimitsSection {
         limits.parties = parties.unwrap_or(limits.parties);
         limits.messages_per_mailbox = messages.unwrap_or(limits.messages_per_mailbox);
         limits.bytes_per_mailbox = bytes.unwrap_or(limits.bytes_per_mailbox);
+        limits.stored_bytes = stored.unwrap_or(limits.stored_bytes);
         limits.contacts = contacts.unwrap_or(limits.contacts);
         const FRAME: usize = 1 << 20;
         for (key, given, least, limit) in [
@@ -186,6 +191,7 @@ fn at_least(key: &'static str, given: Option<usize>, least: usize) -> Result<Opt
     let rule = match least {
         1 => "must be at least 1",
         65_536 => "must be at least 65536, one message",
+        LEAST_STORED => "must be at least 1000000",
         _ => "must be at least 1048576, one frame; of frame_bytes one network may use an eighth",
     };
     match given {
@@ -214,6 +220,7 @@ mod tests {
             ("password = { threads = 0 }", "messaging.password.threads"),
             ("limits = { contacts = 0 }", "messaging.limits.contacts"),
             ("limits = { bytes_per_mailbox = 1 }", "messaging.limits.bytes_per_mailbox"),
+            ("limits = { stored_bytes = 1000 }", "messaging.limits.stored_bytes"),
             ("limits = { frame_bytes = 1000 }", "messaging.limits.frame_bytes"),
             (
                 "limits = { logins_per_account = { burst = 0, per_second = 1 } }",
@@ -229,7 +236,7 @@ mod tests {
     fn values_arrive_where_they_are_used() {
         let text = "[messaging]\nenabled = true\nport = 1234\nlegacy = false\ntls_port = 1235\ndispatcher_port = 9999\n\
                     servers = ['192.0.2.1:8888', '[2001:db8::1]:8888']\npolicy = 'contacts'\nregistration = false\n\
-                    [messaging.limits]\nparties = 9\nmessages_per_mailbox = 7\noutbox_bytes = 2000000\n[messaging.times]\nidle = 5\nretention_days = 2";
+                    [messaging.limits]\nparties = 9\nmessages_per_mailbox = 7\nstored_bytes = 5000000\noutbox_bytes = 2000000\n[messaging.times]\nidle = 5\nretention_days = 2";
         let messaging = Config::parse(text).unwrap().server.messaging;
         assert_eq!((messaging.enabled, messaging.port, messaging.legacy), (true, 1234, false));
         assert_eq!((messaging.tls_port, messaging.dispatcher_port), (Some(1235), Some(9999)));
@@ -237,7 +244,7 @@ mod tests {
         let service = messaging.service;
         assert_eq!((service.policy, service.registration), (Policy::Contacts, false));
         assert_eq!((service.limits.parties, service.limits.messages_per_mailbox), (9, 7));
-        assert_eq!(service.limits.outbox_bytes, 2_000_000);
+        assert_eq!((service.limits.outbox_bytes, service.limits.stored_bytes), (2_000_000, 5_000_000));
         assert_eq!((service.idle.as_secs(), service.retention.as_secs()), (5, 172_800));
     }
 }

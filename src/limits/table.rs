@@ -156,6 +156,8 @@ limits! {
         MessagingJobsPerNetwork = "messaging.limits.jobs_per_network",
         /// Bytes of requests that are not answered yet.
         MessagingRequestBytes = "messaging.limits.request_bytes",
+        /// Bytes of everything that messaging stores; messages are refused.
+        StoreBytes = "messaging.limits.stored_bytes",
         /// Bytes of frames that are being received; the connection is closed.
         MessagingFrameBytes = "messaging.limits.frame_bytes",
         /// Bytes that wait for one connection, which is closed.
@@ -216,6 +218,8 @@ limits! {
         StoreMessagesPerMailbox = "store_messages_per_mailbox",
         /// Bytes in one mailbox, which refuses more.
         StoreBytesPerMailbox = "store_bytes_per_mailbox",
+        /// Messages of one sender in one mailbox whose owner does not have it among its contacts.
+        StoreSenderShare = "store_sender_share",
         /// Messages and receipts in one mailbox; receipts are dropped.
         StoreReceiptsPerMailbox = "store_receipts_per_mailbox",
         /// Contacts of one user or device.

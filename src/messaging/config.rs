@@ -41,6 +41,8 @@ pub struct Limits {
     pub messages_per_mailbox: u64,
     /// Bytes of messages in one mailbox; default 64 MiB.
     pub bytes_per_mailbox: u64,
+    /// Bytes of everything that is stored; default 8 GiB.
+    pub stored_bytes: u64,
     /// Contacts of one party; default 1000.
     pub contacts: u64,
     /// Attempts to log in to one account from one network.
@@ -89,6 +91,7 @@ impl Default for Limits {
             parties: 1_000_000,
             messages_per_mailbox: 10_000,
             bytes_per_mailbox: 64 << 20,
+            stored_bytes: 8 << 30,
             contacts: 1000,
             logins_per_account: Rate::new(0.1, 10.0),
             logins_per_network: Rate::new(2.0, 60.0),

@@ -4,7 +4,7 @@ use super::config::{Config, Policy};
 use super::delivery::MAX_UNACKNOWLEDGED;
 use super::machine::Output;
 use super::machine_tests::{Server, quad};
-use crate::store::StoreLimits;
+use crate::store::{StoreLimits, StrangerLimits};
 use serde_json::json;
 
 #[test]
@@ -159,6 +159,26 @@ fn a_full_mailbox_refuses_with_a_code_and_drops_nothing() {
     assert_eq!(server.take(alice)[0].data[..], br#"{"code":200,"msg":"mailbox is full"}"#[..]);
     let bob = server.login("bob");
     assert_eq!(server.fetch(bob).len(), 2);
+}
+
+#[test]
+fn a_stranger_that_uses_up_its_share_and_a_full_store_get_texts_of_their_own() {
+    let strangers = StrangerLimits::of(8, 1 << 20);
+    let limits =
+        StoreLimits { messages_per_mailbox: 8, strangers, stored_bytes: 3, ..StoreLimits::default() };
+    let mut server = Server::with(Config::default(), limits);
+    server.register("alice");
+    server.register("bob");
+    let alice = server.login("alice");
+    server.message(alice, "1", "bob", "x");
+    server.message(alice, "2", "bob", "x");
+    let mut refusal = |id: &str, to: &str, text: &str| {
+        server.send(alice, 200, id, json!({"to": to, "msg": text}).to_string().as_bytes());
+        String::from_utf8(server.take(alice)[0].data.to_vec()).unwrap()
+    };
+    let share = r#"{"code":200,"msg":"too many messages of yours are in the mailbox"}"#;
+    assert_eq!(refusal("3", "bob", "x"), share);
+    assert_eq!(refusal("4", "alice", "xx"), r#"{"code":200,"msg":"storage is full"}"#);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::config::{Config, Policy};
 use super::json_session_tests::{WebSocket, devices};
 use super::machine_tests::{Server, quad};
 use crate::messaging_wire::*;
-use crate::store::StoreLimits;
+use crate::store::{StoreLimits, StrangerLimits};
 use serde_json::{Value, json};
 
 pub(super) fn encrypted(to: &str, message_id: &str, copies: &[(i64, &[u8])]) -> Request {
@@ -181,6 +181,35 @@ fn a_full_mailbox_refuses_and_says_so() {
     server.ok(alice, &encrypted("user:bob", "m1", &[(bob, b"x")]));
     server.refused(alice, &encrypted("user:bob", "m2", &[(bob, b"x")]), "mailbox_full");
     assert_eq!(server.machine.counters().refused, 1);
+}
+
+#[test]
+fn a_stranger_has_a_share_of_a_mailbox_and_a_contact_all_of_it() {
+    let strangers = StrangerLimits::of(4, 1 << 20);
+    let limits = StoreLimits { messages_per_mailbox: 4, strangers, ..StoreLimits::default() };
+    let mut server = Server::with(Config::default(), limits);
+    server.register_device("alice", 1);
+    let number = server.register_device("bob", 11);
+    let (alice, bob) = (server.log_in("alice", 2), server.log_in("bob", 12));
+    let send = |id: &str| encrypted("user:bob", id, &[(number, b"x")]);
+    server.ok(alice, &send("m1"));
+    server.refused(alice, &send("m2"), "sender_share_full");
+    server.ok(bob, &Request::AddContact(OtherParty { party: "user:alice".to_owned() }));
+    for id in ["m2", "m3", "m4"] {
+        server.ok(alice, &send(id));
+    }
+    server.refused(alice, &send("m5"), "mailbox_full");
+}
+
+#[test]
+fn a_full_store_refuses_and_says_so() {
+    let mut server =
+        Server::with(Config::default(), StoreLimits { stored_bytes: 3, ..StoreLimits::default() });
+    server.register_device("alice", 1);
+    let bob = server.register_device("bob", 11);
+    let alice = server.log_in("alice", 2);
+    server.ok(alice, &encrypted("user:bob", "m1", &[(bob, b"xxx")]));
+    server.refused(alice, &encrypted("user:bob", "m2", &[(bob, b"x")]), "storage_full");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::messaging_wire::{
     ClosingReason, Empty, ErrorBody, ErrorCode, Event, FixedBytes, Request, RequestError, VERSION,
     error_frame, ok_frame,
 };
-use crate::store::{AccountDeviceId, Party, StoreError};
+use crate::store::{AccountDeviceId, Full, Party, StoreError};
 use rand::Rng;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -238,6 +238,7 @@ impl Machine {
             Request::RemoveDevice(number) => {
                 self.handle_remove_account_device(now, reply_to, user, AccountDeviceId(number.device));
             }
+            Request::RenameDevice(name) => self.handle_rename_device(reply_to, user, name),
             Request::Devices(other) => self.handle_devices(now, reply_to, &other.party),
             Request::Contacts(_) => self.handle_contacts(reply_to, user),
             Request::AddContact(other) => self.handle_add_contact(reply_to, user, &other.party),
@@ -383,7 +384,11 @@ impl Machine {
     /// Answers that a call of the store has failed.
     pub(super) fn refuse_failed(&mut self, reply_to: JsonReplyTo, error: Option<&StoreError>) {
         let (code, message) = match error {
-            Some(StoreError::MailboxFull(_)) => (ErrorCode::MailboxFull, "mailbox is full"),
+            Some(StoreError::Full(Full::Mailbox(_))) => (ErrorCode::MailboxFull, "mailbox is full"),
+            Some(StoreError::Full(Full::SenderShare(_))) => {
+                (ErrorCode::SenderShareFull, "too many messages of yours are in the mailbox")
+            }
+            Some(StoreError::Full(Full::Store)) => (ErrorCode::StorageFull, "storage is full"),
             Some(StoreError::DiskFull) => (ErrorCode::DiskFull, "disk is full"),
             Some(StoreError::Overloaded) => (ErrorCode::TryAgainLater, TRY_AGAIN),
             Some(StoreError::LimitExceeded) => (ErrorCode::TooLarge, "too long or too many"),

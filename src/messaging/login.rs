@@ -6,7 +6,7 @@ use super::session::{ConnectionId, Delivery, Identity, ReplyTo};
 use super::store_request::{StoreReply, StoreRequest};
 use super::wire::Envelope;
 use crate::clock::Now;
-use crate::store::{Account, MAX_NAME, Mailbox, Party, StoreError};
+use crate::store::{Account, Full, MAX_NAME, Mailbox, Party, StoreError};
 use std::sync::Arc;
 
 /// Longest text of a password, in bytes.
@@ -196,7 +196,9 @@ impl Machine {
 /// Returns what a client is told about a failed call of the store.
 pub(super) fn refusal(error: Option<&StoreError>) -> &'static str {
     match error {
-        Some(StoreError::MailboxFull(_)) => "mailbox is full",
+        Some(StoreError::Full(Full::Mailbox(_))) => "mailbox is full",
+        Some(StoreError::Full(Full::SenderShare(_))) => "too many messages of yours are in the mailbox",
+        Some(StoreError::Full(Full::Store)) => "storage is full",
         Some(StoreError::LimitExceeded) => "too long or too many",
         Some(StoreError::DiskFull) => "disk is full",
         Some(StoreError::Overloaded) => TRY_AGAIN,

@@ -244,6 +244,10 @@ pub enum ErrorCode {
     PlaintextRefused,
     /// The recipient's mailbox is full.
     MailboxFull,
+    /// The recipient's mailbox has as many messages of this sender as it may; a contact of the recipient may have more.
+    SenderShareFull,
+    /// The server stores as much as it may.
+    StorageFull,
     /// The server's disk is full.
     DiskFull,
     /// The recipient accepts messages from contacts only.

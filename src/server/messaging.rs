@@ -14,7 +14,7 @@ use crate::net::tls::Tls;
 use crate::net::websocket::upgrade;
 use crate::signaling;
 use crate::state::State as ServerState;
-use crate::store::{SqliteConfig, SqliteStore, StoreLimits};
+use crate::store::{SqliteConfig, SqliteStore, StoreLimits, StrangerLimits};
 use axum::extract::{Query, Request, State};
 use axum::http::header;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -133,6 +133,8 @@ pub(super) async fn start(
     let limits = StoreLimits {
         messages_per_mailbox: limits.messages_per_mailbox,
         bytes_per_mailbox: limits.bytes_per_mailbox,
+        strangers: StrangerLimits::of(limits.messages_per_mailbox, limits.bytes_per_mailbox),
+        stored_bytes: limits.stored_bytes,
         parties: limits.parties,
         contacts_per_party: limits.contacts,
         ..StoreLimits::default()

@@ -7,9 +7,9 @@ use std::error::Error;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The mailbox stores as many messages or bytes as it may.
-    #[error("mailbox {} is full", .0.0)]
-    MailboxFull(MailboxId),
+    /// There is no room for the message.
+    #[error("{0}")]
+    Full(Full),
     /// There is one under this name already.
     #[error("it exists already")]
     Exists,
@@ -31,6 +31,20 @@ pub enum StoreError {
     /// The database failed.
     #[error("the database failed: {0}")]
     Backend(#[source] Box<dyn Error + Send + Sync>),
+}
+
+/// What has no room for a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// The mailbox: it stores as many messages or bytes as it may, or as it may of senders that are no contacts of its owner.
+    #[error("mailbox {} is full", .0.0)]
+    Mailbox(MailboxId),
+    /// The sender's share of the mailbox.
+    #[error("mailbox {} has as much of the sender as it may", .0.0)]
+    SenderShare(MailboxId),
+    /// The store: it has as many bytes as it may.
+    #[error("the storage is full")]
+    Store,
 }
 
 /// Refuses what is longer than the store accepts.

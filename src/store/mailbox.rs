@@ -34,18 +34,53 @@ pub struct StoreLimits {
     pub messages_per_mailbox: u64,
     /// Bytes of bodies in one mailbox.
     pub bytes_per_mailbox: u64,
+    /// Of both, what senders may use that are neither contacts of the mailbox's owner nor the owner itself.
+    pub strangers: StrangerLimits,
+    /// Bytes of everything that is stored; at this size messages are refused.
+    pub stored_bytes: u64,
     /// Contacts of one party.
     pub contacts_per_party: u64,
     /// Devices of one account.
     pub devices_per_account: u64,
 }
 
+/// How much of a mailbox senders may use that are no contacts of its owner: each a quarter, and all together three quarters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StrangerLimits {
+    /// Messages of one such sender.
+    pub messages_per_sender: u64,
+    /// Bytes of their bodies.
+    pub bytes_per_sender: u64,
+    /// Messages and receipts in the mailbox; the rest is kept for contacts.
+    pub messages_per_mailbox: u64,
+    /// Bytes of bodies in the mailbox.
+    pub bytes_per_mailbox: u64,
+}
+
+impl StrangerLimits {
+    /// Returns the shares of a mailbox of this size. One message is always permitted.
+    #[must_use]
+    pub fn of(messages_per_mailbox: u64, bytes_per_mailbox: u64) -> Self {
+        let messages_per_sender = messages_per_mailbox.div_ceil(4);
+        let bytes_per_sender = bytes_per_mailbox.div_ceil(4).max(bytes_per_mailbox.min(MAX_BODY as u64));
+        Self {
+            messages_per_sender,
+            bytes_per_sender,
+            messages_per_mailbox: messages_per_mailbox.saturating_sub(messages_per_sender).max(1),
+            bytes_per_mailbox: bytes_per_mailbox.saturating_sub(bytes_per_sender).max(bytes_per_sender),
+        }
+    }
+}
+
 impl Default for StoreLimits {
     fn default() -> Self {
+        let (messages_per_mailbox, bytes_per_mailbox) = (10_000, 64 << 20);
         Self {
             parties: 1_000_000,
-            messages_per_mailbox: 10_000,
-            bytes_per_mailbox: 64 * 1024 * 1024,
+            messages_per_mailbox,
+            bytes_per_mailbox,
+            strangers: StrangerLimits::of(messages_per_mailbox, bytes_per_mailbox),
+            stored_bytes: 8 << 30,
             contacts_per_party: 1000,
             devices_per_account: 16,
         }

@@ -1,13 +1,13 @@
 //! A store in memory, for tests: nothing lasts, and every future is ready at once.
 
 use super::account::{Account, AccountDevice, AccountDeviceId, LegacyDevice, NewAccountDevice};
-use super::error::{StoreError, require_short};
+use super::error::{Full, StoreError, require_short};
 use super::mailbox::{
-    Acknowledgement, Appended, Mailbox, MailboxId, MessageKind, NewMessage, PageSize, Removed, StoreLimits,
-    StoredMessage,
+    Acknowledgement, Appended, Mailbox, MailboxId, MessageCopy, MessageKind, NewMessage, PageSize, Removed,
+    StoreLimits, StoredMessage,
 };
 use super::party::Party;
-use super::{FORGET_EVERY, MAX_DETAILS, REMEMBERED_FOR_MS, REMEMBERED_IDS, Store, StoreFuture};
+use super::{FORGET_EVERY, MAX_DETAILS, MAX_NAME, REMEMBERED_FOR_MS, REMEMBERED_IDS, Store, StoreFuture};
 use bytes::Bytes;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -119,6 +119,16 @@ impl Store for MemoryStore {
 
     fn account_devices(&self, account: &str) -> StoreFuture<Vec<AccountDevice>> {
         self.call(|tables| Ok(tables.devices_of(account).cloned().collect()))
+    }
+
+    fn set_device_label(&self, account: &str, device: AccountDeviceId, label: String) -> StoreFuture<()> {
+        self.call(|tables| {
+            require_short(label.len() <= MAX_NAME)?;
+            let known = tables.account_devices.get_mut(&device);
+            let known = known.filter(|known| known.details.account == account).ok_or(StoreError::NotFound)?;
+            known.details.label = label;
+            Ok(())
+        })
     }
 
     fn remove_account_device(
@@ -346,11 +356,7 @@ impl Tables {
             if contents.ids.contains_key(&key) || added.contains_key(&copy.mailbox) {
                 continue;
             }
-            let bytes = contents.bytes + copy.body.len() as u64;
-            let messages = contents.messages.len() as u64;
-            if messages >= self.limits.messages_per_mailbox || bytes > self.limits.bytes_per_mailbox {
-                return Err(StoreError::MailboxFull(copy.mailbox));
-            }
+            self.check_room(contents, &message.sender, copy)?;
             added.insert(copy.mailbox, contents.last_sequence + 1);
         }
         let mut results = Vec::new();
@@ -375,6 +381,28 @@ impl Tables {
             results.push(Appended::Stored(sequence));
         }
         Ok(results)
+    }
+
+    /// Refuses a message for which there is no room.
+    fn check_room(&self, contents: &Contents, sender: &Party, copy: &MessageCopy) -> Result<(), StoreError> {
+        let (limits, strangers, length) = (&self.limits, &self.limits.strangers, copy.body.len() as u64);
+        let (messages, bytes) = (contents.messages.len() as u64, contents.bytes + length);
+        let full = |is_full: bool, what: Full| if is_full { Err(StoreError::Full(what)) } else { Ok(()) };
+        let stored: u64 = self.mailboxes.values().map(|contents| contents.bytes).sum();
+        full(stored + length > limits.stored_bytes, Full::Store)?;
+        let mailbox = Full::Mailbox(copy.mailbox);
+        full(messages >= limits.messages_per_mailbox || bytes > limits.bytes_per_mailbox, mailbox)?;
+        let is_contact = self.contacts.get(&contents.owner).is_some_and(|contacts| contacts.contains(sender));
+        if is_contact || contents.owner == *sender {
+            return Ok(());
+        }
+        let own = contents.messages.values();
+        let own = own.filter(|stored| stored.kind == MessageKind::Message && stored.sender == *sender);
+        let (own_messages, own_bytes) =
+            own.fold((0, length), |(count, sum), stored| (count + 1, sum + stored.body.len() as u64));
+        let is_over = own_messages >= strangers.messages_per_sender || own_bytes > strangers.bytes_per_sender;
+        full(is_over, Full::SenderShare(copy.mailbox))?;
+        full(messages >= strangers.messages_per_mailbox || bytes > strangers.bytes_per_mailbox, mailbox)
     }
 
     /// Removes messages and appends receipts of this kind.

@@ -15,7 +15,11 @@
 //!
 //! A mailbox has an epoch, a random number of 53 bits (a JSON number carries it exactly), and numbers its messages from 1 on. A number is never used again under the same epoch. A
 //! message is removed when its reader acknowledges it, or when it expires; each of the two appends a receipt to the mailbox of the device
-//! that sent it. A full mailbox refuses messages; it drops nothing.
+//! that sent it. A full mailbox refuses messages; it drops nothing. One sender cannot fill it ([`StrangerLimits`]) unless the owner has it among
+//! its contacts.
+//!
+//! A store that has [`StoreLimits::stored_bytes`] refuses messages too, and so does one whose disk is full. What removes messages always works:
+//! it needs no room, or a reserve is kept for it.
 //!
 //! A mailbox recognises a repeated message by its sender and message id: while the first one is stored, and otherwise for
 //! [`REMEMBERED_FOR_MS`] after it was stored, among the last [`REMEMBERED_IDS`] messages.
@@ -30,10 +34,10 @@ mod sqlite;
 mod store_tests;
 
 pub use account::{Account, AccountDevice, AccountDeviceId, DevicePin, LegacyDevice, NewAccountDevice};
-pub use error::StoreError;
+pub use error::{Full, StoreError};
 pub use mailbox::{
     Acknowledgement, Appended, Mailbox, MailboxId, MessageCopy, MessageKind, NewMessage, PageSize, Removed,
-    StoreLimits, StoredMessage,
+    StoreLimits, StoredMessage, StrangerLimits,
 };
 pub use memory::MemoryStore;
 pub use party::Party;
@@ -83,6 +87,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Returns the devices of an account in the order of their creation.
     fn account_devices(&self, account: &str) -> StoreFuture<Vec<AccountDevice>>;
 
+    /// Gives a device of an account another name. [`StoreError::NotFound`] if the account has no such device.
+    fn set_device_label(&self, account: &str, device: AccountDeviceId, label: String) -> StoreFuture<()>;
+
     /// Removes a device of an account with its mailbox. What is in it expires: the sending devices get receipts.
     /// [`StoreError::NotFound`] if the account has no such device.
     fn remove_account_device(
@@ -126,7 +133,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Appends one message to several mailboxes: to all of them, or to none.
     ///
-    /// A copy that its mailbox has already is [`Appended::Duplicate`], which is no error. [`StoreError::MailboxFull`] and
+    /// A copy that its mailbox has already is [`Appended::Duplicate`], which is no error. [`Full`] and
     /// [`StoreError::NotFound`] are about the first mailbox that refuses the message.
     fn append(&self, message: NewMessage) -> StoreFuture<Vec<Appended>>;
 

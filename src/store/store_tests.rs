@@ -78,6 +78,9 @@ for_every_store! {
     the_same_id_of_two_senders_is_two_messages,
     a_full_mailbox_refuses_and_recognises_duplicates,
     a_mailbox_is_full_by_bytes_too,
+    one_sender_has_a_quarter_of_a_mailbox_unless_it_is_a_contact,
+    a_part_of_a_mailbox_is_kept_for_contacts,
+    a_full_store_refuses_messages_until_some_are_removed,
     what_is_too_long_is_refused,
     an_acknowledgement_removes_up_to_a_number_or_some_numbers,
     an_acknowledged_message_is_reported_to_the_sending_device,
@@ -187,6 +190,15 @@ fn a_device_of_an_account_has_a_mailbox_until_it_is_removed(kind: Kind) {
     let mailboxes = [first.mailbox, second.mailbox, other.mailbox, legacy];
     assert!((1..4).all(|n| !mailboxes[..n].contains(&mailboxes[n])), "{mailboxes:?}");
     assert_eq!(done(store.account_devices("alice")), [first.clone(), second.clone()]);
+    done(store.set_device_label("alice", first.id, "phone".to_owned()));
+    assert_fails!(store.set_device_label("bob", first.id, "x".to_owned()), StoreError::NotFound);
+    assert_fails!(
+        store.set_device_label("alice", first.id, "x".repeat(MAX_NAME + 1)),
+        StoreError::LimitExceeded
+    );
+    let labels: Vec<_> =
+        done(store.account_devices("alice")).into_iter().map(|device| device.details.label).collect();
+    assert_eq!(labels, ["phone", "device 2"]);
     done(store.append(message("bob", "hello", &[first.mailbox, second.mailbox])));
     assert_fails!(store.remove_account_device("bob", first.id, NOW), StoreError::NotFound);
     assert_eq!(done(store.remove_account_device("alice", first.id, NOW)).messages, 1);
@@ -358,7 +370,7 @@ fn a_message_goes_to_all_mailboxes_or_to_none(kind: Kind) {
     let stored = &done(store.messages(bob, 0, ALL))[0];
     assert!(stored.is_encrypted && stored.body[..] == [0, 255]);
     let refused = wait(store.append(message("dave", "two", &[carol, bob])));
-    assert!(matches!(refused, Err(StoreError::MailboxFull(full)) if full == bob), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Full(Full::Mailbox(full))) if full == bob), "{refused:?}");
     assert_fails!(store.append(message("dave", "two", &[carol, MailboxId(99)])), StoreError::NotFound);
     let state = done(store.mailbox(carol));
     assert_eq!((state.last_sequence, state.messages, state.bytes), (0, 0, 0));
@@ -430,7 +442,7 @@ fn a_full_mailbox_refuses_and_recognises_duplicates(kind: Kind) {
     let alice = open(&store, "alice");
     done(store.append(message("bob", "one", &[alice])));
     done(store.append(message("bob", "two", &[alice])));
-    assert_fails!(store.append(message("bob", "three", &[alice])), StoreError::MailboxFull(_));
+    assert_fails!(store.append(message("bob", "three", &[alice])), StoreError::Full(Full::Mailbox(_)));
     assert_eq!(done(store.append(message("bob", "one", &[alice]))), [Appended::Duplicate]);
     assert_eq!(ids(&store, alice), ["one", "two"]);
     done(store.acknowledge(alice, Acknowledgement::UpTo(1), NOW));
@@ -442,11 +454,84 @@ fn a_mailbox_is_full_by_bytes_too(kind: Kind) {
     let store = kind.open_with(StoreLimits { bytes_per_mailbox: 10, ..StoreLimits::default() });
     let alice = open(&store, "alice");
     done(store.append(message("bob", "seven77", &[alice])));
-    assert_fails!(store.append(message("bob", "four", &[alice])), StoreError::MailboxFull(_));
+    assert_fails!(store.append(message("bob", "four", &[alice])), StoreError::Full(Full::Mailbox(_)));
     done(store.append(message("bob", "two", &[alice])));
     assert_eq!(done(store.mailbox(alice)).bytes, 10);
     done(store.acknowledge(alice, Acknowledgement::UpTo(1), NOW));
     assert_eq!(done(store.mailbox(alice)).bytes, 3);
+}
+
+fn one_sender_has_a_quarter_of_a_mailbox_unless_it_is_a_contact(kind: Kind) {
+    let strangers = StrangerLimits::of(8, 400);
+    let store = kind.open_with(StoreLimits {
+        messages_per_mailbox: 8,
+        bytes_per_mailbox: 400,
+        strangers: StrangerLimits { bytes_per_sender: 100, ..strangers },
+        ..StoreLimits::default()
+    });
+    let [alice, bob] = two_devices(&store);
+    for text in ["one", "two"] {
+        done(store.append(message("mallory", text, &[alice.mailbox, bob.mailbox])));
+    }
+    let third = || store.append(message("mallory", "three", &[alice.mailbox]));
+    let refused = wait(third());
+    let share = |id| matches!(id, Err(StoreError::Full(Full::SenderShare(id))) if id == alice.mailbox);
+    assert!(share(refused));
+    assert_eq!(done(store.append(message("mallory", "two", &[alice.mailbox]))), [Appended::Duplicate]);
+    let mut lamp = message("mallory", "three", &[alice.mailbox]);
+    lamp.sender = Party::Device("mallory".to_owned());
+    done(store.append(lamp));
+    let long = message("carol", &"x".repeat(101), &[alice.mailbox]);
+    assert!(share(wait(store.append(long))), "by bytes too");
+    done(store.acknowledge(alice.mailbox, Acknowledgement::Sequences(vec![1]), NOW));
+    done(third());
+    assert!(share(wait(store.append(message("mallory", "four", &[alice.mailbox])))));
+    assert_fails!(store.append(message("mallory", "x", &[bob.mailbox])), StoreError::Full(_));
+    done(store.insert_contact(&user("alice"), &user("mallory")));
+    for text in ["four", "five", "six", "seven"] {
+        done(store.append(message("mallory", text, &[alice.mailbox])));
+    }
+    done(store.append(message("alice", "a note of the owner", &[alice.mailbox])));
+    assert_fails!(
+        store.append(message("mallory", "nine", &[alice.mailbox])),
+        StoreError::Full(Full::Mailbox(_))
+    );
+    assert_fails!(store.append(message("mallory", "x", &[bob.mailbox])), StoreError::Full(_));
+}
+
+fn a_part_of_a_mailbox_is_kept_for_contacts(kind: Kind) {
+    let store = kind.open_with(StoreLimits {
+        messages_per_mailbox: 4,
+        strangers: StrangerLimits::of(4, 1000),
+        ..StoreLimits::default()
+    });
+    let alice = open(&store, "alice");
+    for sender in ["a", "b", "c"] {
+        done(store.append(message(sender, "hello", &[alice])));
+    }
+    let refused = wait(store.append(message("d", "hello", &[alice])));
+    assert!(matches!(refused, Err(StoreError::Full(Full::Mailbox(id))) if id == alice), "{refused:?}");
+    done(store.insert_contact(&user("alice"), &user("friend")));
+    done(store.append(message("friend", "hello", &[alice])));
+    done(store.acknowledge(alice, Acknowledgement::UpTo(2), NOW));
+    done(store.append(message("d", "hello", &[alice])));
+}
+
+fn a_full_store_refuses_messages_until_some_are_removed(kind: Kind) {
+    let store = kind.open_with(StoreLimits { stored_bytes: 1 << 20, ..StoreLimits::default() });
+    let (alice, bob) = (open(&store, "alice"), open(&store, "bob"));
+    let large = |number: usize, mailbox| {
+        let mut large = message("carol", &number.to_string(), &[mailbox]);
+        large.copies[0].body = vec![1; 50_000].into();
+        store.append(large)
+    };
+    let stored = (0..100).take_while(|number| wait(large(*number, alice)).is_ok()).count();
+    assert!((12..=20).contains(&stored), "{stored}");
+    assert_fails!(large(100, bob), StoreError::Full(Full::Store));
+    done(store.insert_account(account("dave")));
+    done(store.acknowledge(alice, Acknowledgement::UpTo(3), NOW));
+    done(large(100, bob));
+    assert_eq!(ids(&store, bob), ["100"]);
 }
 
 fn what_is_too_long_is_refused(kind: Kind) {

@@ -117,6 +117,16 @@ pub(super) fn account_devices(
     rows(connection, statement, [account], read)
 }
 
+pub(super) fn set_device_label(
+    connection: &Connection,
+    account: &str,
+    device: AccountDeviceId,
+    label: &str,
+) -> Result<(), StoreError> {
+    let statement = "UPDATE account_devices SET label = ?3 WHERE id = ?1 AND account = ?2";
+    change_one(connection, statement, params![device.0, account, label], StoreError::NotFound)
+}
+
 /// Removes a device, but not yet its mailbox, which is returned.
 pub(super) fn remove_account_device(
     connection: &Connection,
@@ -134,6 +144,7 @@ pub(super) fn remove_mailbox(connection: &Connection, mailbox: MailboxId) -> Res
         "DELETE FROM mailboxes WHERE id = ?1",
         "DELETE FROM messages WHERE mailbox = ?1",
         "DELETE FROM message_ids WHERE mailbox = ?1",
+        "DELETE FROM mailbox_senders WHERE mailbox = ?1",
     ] {
         connection.prepare_cached(statement)?.execute([mailbox.0])?;
     }

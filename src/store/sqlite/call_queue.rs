@@ -7,6 +7,13 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// The most calls of a batch, and the most bytes that they are charged; the first call is in it whatever it is charged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchSize {
+    pub(super) calls: usize,
+    pub(super) bytes: usize,
+}
+
 /// Calls that wait for a thread.
 #[derive(Debug)]
 pub(super) struct CallQueue<C> {
@@ -73,12 +80,12 @@ impl<C> CallQueue<C> {
         }
     }
 
-    /// Waits for the next calls and moves up to `max` of them to `batch`; returns false once the queue is closed and empty. After
+    /// Waits for the next calls and moves as many to `batch` as `most` permits; returns false once the queue is closed and empty. After
     /// the first call it waits at most `patience` until `expected` are there. For one thread only.
     pub(super) fn pop_batch(
         &self,
         batch: &mut Vec<C>,
-        max: usize,
+        most: BatchSize,
         expected: usize,
         patience: Duration,
     ) -> bool {
@@ -86,7 +93,7 @@ impl<C> CallQueue<C> {
         while state.calls.is_empty() && !state.is_closed {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let expected = expected.min(max);
+        let expected = expected.min(most.calls);
         if state.calls.len() < expected && !state.is_closed {
             let deadline = time::mono() + patience;
             state.wake_at = expected;
@@ -100,13 +107,18 @@ impl<C> CallQueue<C> {
             }
             state.wake_at = 1;
         }
-        let count = state.calls.len().min(max);
         let mut bytes = 0;
-        batch.extend(state.calls.drain(..count).map(|(call, charged)| {
+        let mut is_within = |(index, (_, charged)): &(usize, &(C, usize))| {
             bytes += charged;
+            *index == 0 || bytes <= most.bytes
+        };
+        let count = state.calls.iter().take(most.calls).enumerate().take_while(|it| is_within(it)).count();
+        let mut charged = 0;
+        batch.extend(state.calls.drain(..count).map(|(call, bytes)| {
+            charged += bytes;
             call
         }));
-        state.bytes -= bytes;
+        state.bytes -= charged;
         count > 0
     }
 
@@ -128,6 +140,10 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
+    fn calls(calls: usize) -> BatchSize {
+        BatchSize { calls, bytes: usize::MAX }
+    }
+
     /// Longer than a test may take.
     const LONG: Duration = Duration::from_secs(1000);
 
@@ -141,10 +157,27 @@ mod tests {
         queue.push(4, 6).unwrap();
         assert!(matches!(queue.push(5, 1), Err(StoreError::Overloaded)));
         let mut batch = Vec::new();
-        assert!(queue.pop_batch(&mut batch, 1, 9, LONG), "no more than the largest batch is waited for");
+        assert!(
+            queue.pop_batch(&mut batch, calls(1), 9, LONG),
+            "no more than the largest batch is waited for"
+        );
         queue.push(6, 4).unwrap();
-        assert!(queue.pop_batch(&mut batch, 9, 2, LONG));
+        assert!(queue.pop_batch(&mut batch, calls(9), 2, LONG));
         assert_eq!(batch, [3, 4, 6]);
+    }
+
+    #[test]
+    fn a_batch_has_no_more_bytes_than_it_may_unless_one_call_has() {
+        let queue = CallQueue::new(1000);
+        [100, 4, 6, 1].iter().for_each(|bytes| queue.push(*bytes, *bytes).unwrap());
+        let most = BatchSize { calls: 9, bytes: 10 };
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            let mut batch = Vec::new();
+            assert!(queue.pop_batch(&mut batch, most, 1, LONG));
+            taken.push(batch);
+        }
+        assert_eq!(taken, [vec![100], vec![4, 6], vec![1]]);
     }
 
     #[test]
@@ -154,8 +187,8 @@ mod tests {
         queue.close();
         assert!(matches!(queue.push(2, 1), Err(StoreError::Closed)));
         let mut batch = Vec::new();
-        assert!(queue.pop_batch(&mut batch, 9, 9, LONG), "a closed queue is not waited for");
-        assert!(!queue.pop_batch(&mut batch, 9, 9, LONG));
+        assert!(queue.pop_batch(&mut batch, calls(9), 9, LONG), "a closed queue is not waited for");
+        assert!(!queue.pop_batch(&mut batch, calls(9), 9, LONG));
         assert_eq!((batch, queue.pop()), (vec![1], None));
     }
 
@@ -166,12 +199,12 @@ mod tests {
         let pushing = Arc::clone(&queue);
         let pusher = thread::spawn(move || (1..16).for_each(|call| pushing.push(call, 1).unwrap()));
         let mut batch = Vec::new();
-        assert!(queue.pop_batch(&mut batch, 100, 16, LONG));
+        assert!(queue.pop_batch(&mut batch, calls(100), 16, LONG));
         pusher.join().unwrap();
         assert_eq!(batch, (0..16).collect::<Vec<_>>());
         queue.push(1, 1).unwrap();
         batch.clear();
-        assert!(queue.pop_batch(&mut batch, 100, 16, Duration::ZERO));
+        assert!(queue.pop_batch(&mut batch, calls(100), 16, Duration::ZERO));
         assert_eq!(batch, [1], "the wait ends");
     }
 }

@@ -5,16 +5,18 @@ use rusqlite::{Error, ErrorCode, ffi};
 
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
-        match &error {
-            // The second is the file of the shared memory, which needs room like the others.
-            Error::SqliteFailure(cause, _)
-                if cause.code == ErrorCode::DiskFull || cause.extended_code == ffi::SQLITE_IOERR_SHMSIZE =>
-            {
-                Self::DiskFull
-            }
-            _ => Self::Backend(Box::new(error)),
+        match is_disk_full(&error) {
+            true => Self::DiskFull,
+            false => Self::Backend(Box::new(error)),
         }
     }
+}
+
+/// Returns whether the file system has no room.
+pub(super) fn is_disk_full(error: &Error) -> bool {
+    // The second is the file of the shared memory, which needs room like the others.
+    matches!(error, Error::SqliteFailure(cause, _)
+        if cause.code == ErrorCode::DiskFull || cause.extended_code == ffi::SQLITE_IOERR_SHMSIZE)
 }
 
 /// Returns whether the transaction in which the error occurred must be rolled back.

@@ -3,12 +3,16 @@
 use super::accounts::parsed;
 use crate::limits::Limit;
 use crate::store::{
-    AccountDeviceId, Appended, FORGET_EVERY, Mailbox, MailboxId, MessageCopy, MessageKind, NewMessage,
+    AccountDeviceId, Appended, FORGET_EVERY, Full, Mailbox, MailboxId, MessageCopy, MessageKind, NewMessage,
     PageSize, REMEMBERED_FOR_MS, REMEMBERED_IDS, StoreError, StoreLimits, StoredMessage,
 };
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, params};
 
+pub(super) const PAGE_COUNT: &str = "PRAGMA page_count";
+pub(super) const FREE_PAGES: &str = "PRAGMA freelist_count";
+/// The size of a page of the database; SQLite's default.
+pub(super) const PAGE_BYTES: u64 = 4096;
 /// The columns of a [`Mailbox`].
 const MAILBOX: &str = "id, epoch, last_sequence, messages, bytes";
 
@@ -62,6 +66,7 @@ pub(super) fn append(
     limits: &StoreLimits,
     message: &NewMessage,
 ) -> Result<Vec<Appended>, StoreError> {
+    check_stored_bytes(connection, limits, message)?;
     let sender = message.sender.to_string();
     let append_all = || -> Result<Vec<_>, StoreError> {
         message.copies.iter().map(|copy| append_copy(connection, limits, message, &sender, copy)).collect()
@@ -81,6 +86,26 @@ pub(super) fn append(
     result
 }
 
+/// Returns a number of pages: `page_count`, or those of them that are free, `freelist_count`.
+pub(super) fn pages(connection: &Connection, pragma: &'static str) -> SqlResult<u64> {
+    connection.prepare_cached(pragma)?.query_row([], |row| number(row, 0))
+}
+
+/// Refuses a message if the pages in use have as many bytes as the store may.
+fn check_stored_bytes(
+    connection: &Connection,
+    limits: &StoreLimits,
+    message: &NewMessage,
+) -> Result<(), StoreError> {
+    let bytes: usize = message.copies.iter().map(|copy| copy.body.len()).sum();
+    let in_use = pages(connection, PAGE_COUNT)?.saturating_sub(pages(connection, FREE_PAGES)?);
+    if in_use.saturating_mul(PAGE_BYTES).saturating_add(bytes as u64) > limits.stored_bytes {
+        Limit::StoreBytes.reached(limits.stored_bytes);
+        return Err(StoreError::Full(Full::Store));
+    }
+    Ok(())
+}
+
 fn append_copy(
     connection: &Connection,
     limits: &StoreLimits,
@@ -90,8 +115,13 @@ fn append_copy(
 ) -> Result<Appended, StoreError> {
     // Checks the limits, looks for a duplicate and takes the next number in one statement.
     let statement = "INSERT INTO message_ids (mailbox, sender, message_id, sequence, forget_at)
-        SELECT id, ?2, ?3, last_sequence + 1, ?4 FROM mailboxes
-        WHERE id = ?1 AND messages < ?5 AND bytes + ?6 <= ?7
+        SELECT box.id, ?2, ?3, box.last_sequence + 1, ?4 FROM mailboxes AS box
+        LEFT JOIN mailbox_senders AS held ON held.mailbox = box.id AND held.sender = ?2
+        WHERE box.id = ?1 AND box.messages < ?5 AND box.bytes + ?6 <= ?7
+            AND (box.messages < ?8 AND box.bytes + ?6 <= ?9
+                AND coalesce(held.messages, 0) < ?10 AND coalesce(held.bytes, 0) + ?6 <= ?11
+                OR box.owner = ?2
+                OR EXISTS (SELECT 1 FROM contacts WHERE owner = box.owner AND contact = ?2))
         ON CONFLICT DO NOTHING RETURNING sequence";
     let length = copy.body.len() as u64;
     let values = params![
@@ -102,12 +132,19 @@ fn append_copy(
         to_number(limits.messages_per_mailbox),
         to_number(length),
         to_number(limits.bytes_per_mailbox),
+        to_number(limits.strangers.messages_per_mailbox),
+        to_number(limits.strangers.bytes_per_mailbox),
+        to_number(limits.strangers.messages_per_sender),
+        to_number(limits.strangers.bytes_per_sender),
     ];
     let sequence =
         connection.prepare_cached(statement)?.query_row(values, |row| number(row, 0)).optional()?;
     let Some(sequence) = sequence else {
-        return refuse(connection, limits, copy.mailbox, sender, &message.message_id);
+        return refuse(connection, limits, copy, sender, &message.message_id);
     };
+    let statement = "INSERT INTO mailbox_senders (mailbox, sender, messages, bytes) VALUES (?1, ?2, 1, ?3)
+        ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + ?3";
+    connection.prepare_cached(statement)?.execute(params![copy.mailbox.0, sender, to_number(length)])?;
     let statement = "UPDATE mailboxes SET last_sequence = ?2, messages = messages + 1, bytes = bytes + ?3
         WHERE id = ?1";
     let values = params![copy.mailbox.0, to_number(sequence), to_number(length)];
@@ -132,20 +169,33 @@ fn append_copy(
 fn refuse(
     connection: &Connection,
     limits: &StoreLimits,
-    id: MailboxId,
+    copy: &MessageCopy,
     sender: &str,
     message_id: &str,
 ) -> Result<Appended, StoreError> {
+    let (id, length) = (copy.mailbox, copy.body.len() as u64);
     let state = mailbox(connection, id)?;
     let statement = "SELECT 1 FROM message_ids WHERE mailbox = ?1 AND sender = ?2 AND message_id = ?3";
     if connection.prepare_cached(statement)?.exists(params![id.0, sender, message_id])? {
         return Ok(Appended::Duplicate);
     }
-    match state.messages >= limits.messages_per_mailbox {
+    let bytes = state.bytes.saturating_add(length);
+    if state.messages < limits.messages_per_mailbox && bytes <= limits.bytes_per_mailbox {
+        let statement = "SELECT messages, bytes FROM mailbox_senders WHERE mailbox = ?1 AND sender = ?2";
+        let read = |row: &Row<'_>| Ok((number(row, 0)?, number(row, 1)?));
+        let held = connection.prepare_cached(statement)?.query_row(params![id.0, sender], read).optional()?;
+        let (messages, bytes) = held.unwrap_or_default();
+        let strangers = &limits.strangers;
+        if messages >= strangers.messages_per_sender || bytes + length > strangers.bytes_per_sender {
+            Limit::StoreSenderShare.reached(strangers.messages_per_sender);
+            return Err(StoreError::Full(Full::SenderShare(id)));
+        }
+    }
+    match state.messages >= limits.strangers.messages_per_mailbox.min(limits.messages_per_mailbox) {
         true => Limit::StoreMessagesPerMailbox.reached(limits.messages_per_mailbox),
         false => Limit::StoreBytesPerMailbox.reached(limits.bytes_per_mailbox),
     }
-    Err(StoreError::MailboxFull(id))
+    Err(StoreError::Full(Full::Mailbox(id)))
 }
 
 /// A row of the table of messages.

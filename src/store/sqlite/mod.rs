@@ -5,6 +5,7 @@
 //! | `schema.rs` | opening, pragmas, schema versions and the migrations between them |
 //! | `writer.rs` | the thread that writes: many calls in one transaction |
 //! | `reader.rs` | the threads that read |
+//! | `reserve.rs` | room on the disk for what removes |
 //! | `call_queue.rs` | the bounded queue before each of them |
 //! | `accounts.rs`, `mailboxes.rs`, `removal.rs` | the statements |
 //!
@@ -17,6 +18,7 @@ mod failure;
 mod mailboxes;
 mod reader;
 mod removal;
+mod reserve;
 mod schema;
 mod writer;
 
@@ -28,8 +30,9 @@ use super::mailbox::{
     Acknowledgement, Appended, Mailbox, MailboxId, NewMessage, PageSize, Removed, StoreLimits, StoredMessage,
 };
 use super::party::Party;
-use super::{MAX_DETAILS, Store, StoreFuture};
+use super::{MAX_DETAILS, MAX_NAME, Store, StoreFuture};
 use reader::Readers;
+use reserve::Reserve;
 use rusqlite::Connection;
 use std::future::ready;
 use std::io;
@@ -37,7 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use writer::Writer;
+use writer::{Room, Writer};
 
 /// Settings of [`SqliteStore`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct SqliteConfig {
     pub readers: usize,
     /// Bytes of writes that wait for the disk; 32 MiB.
     pub queued_bytes: usize,
+    /// Bytes that are kept free, so that messages can be removed from a full disk; 32 MiB, and at most an eighth of the file system.
+    pub reserve_bytes: u64,
 }
 
 impl Default for SqliteConfig {
@@ -59,6 +64,7 @@ impl Default for SqliteConfig {
             commit_wait: Duration::from_millis(2),
             readers: 2,
             queued_bytes: 32 * 1024 * 1024,
+            reserve_bytes: 32 * 1024 * 1024,
         }
     }
 }
@@ -127,6 +133,14 @@ impl SqliteStore {
     pub fn open(path: &Path, config: SqliteConfig) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
         let database = schema::open_database(path)?;
+        let reserve = Reserve::open(path, config.reserve_bytes)
+            .inspect_err(|error| tracing::warn!(%error, "no room is kept for a full disk"))
+            .ok();
+        if let Some(reserve) = &reserve {
+            let pages = reserve.checkpoint_pages();
+            let set = database.pragma_update(None, "wal_autocheckpoint", pages as i64);
+            set.map_err(|source| OpenError::database(path, source))?;
+        }
         let readers: Result<Vec<_>, _> =
             (0..config.readers.max(1)).map(|_| schema::open_reader(path)).collect();
         let shared = Arc::new(Shared {
@@ -137,7 +151,7 @@ impl SqliteStore {
         // Dropped on an error, it ends the threads that run already.
         let mut store = Self { shared: Arc::clone(&shared), threads: Vec::new() };
         let commit_wait = config.commit_wait;
-        let writer = move || writer::run(&database, &shared.writer, commit_wait);
+        let writer = move || writer::run(&database, &shared.writer, commit_wait, reserve);
         store.spawn("store-writer", writer).map_err(failed)?;
         for connection in readers? {
             let shared = Arc::clone(&store.shared);
@@ -161,7 +175,7 @@ impl SqliteStore {
         &self,
         operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
-        self.shared.writer.submit(0, operation)
+        self.shared.writer.submit(Room::Takes(0), operation)
     }
 
     /// Writes unless what is to be written was refused.
@@ -230,6 +244,13 @@ impl Store for SqliteStore {
         self.read(move |connection| accounts::account_devices(connection, &account))
     }
 
+    fn set_device_label(&self, account: &str, device: AccountDeviceId, label: String) -> StoreFuture<()> {
+        let (account, checked) = (account.to_owned(), require_short(label.len() <= MAX_NAME));
+        self.write_checked(checked, move |connection| {
+            accounts::set_device_label(connection, &account, device, &label)
+        })
+    }
+
     fn remove_account_device(
         &self,
         account: &str,
@@ -266,7 +287,8 @@ impl Store for SqliteStore {
 
     fn remove_contact(&self, owner: &Party, contact: &Party) -> StoreFuture<()> {
         let (owner, contact) = (owner.to_string(), contact.to_string());
-        self.write(move |connection| accounts::remove_contact(connection, &owner, &contact))
+        let remove = move |connection: &_| accounts::remove_contact(connection, &owner, &contact);
+        self.shared.writer.submit(Room::Frees, remove)
     }
 
     fn contacts(&self, owner: &Party) -> StoreFuture<Vec<Party>> {
@@ -295,7 +317,7 @@ impl Store for SqliteStore {
                 None => {
                     checked?;
                     let create = move |connection: &_| mailboxes::open_mailbox(connection, &owner);
-                    shared.writer.submit(0, create).await
+                    shared.writer.submit(Room::Takes(0), create).await
                 }
             }
         })
@@ -311,7 +333,8 @@ impl Store for SqliteStore {
         }
         let limits = self.shared.limits;
         let bytes = message.copies.iter().map(|copy| copy.body.len()).sum();
-        self.shared.writer.submit(bytes, move |connection| mailboxes::append(connection, &limits, &message))
+        let append = move |connection: &_| mailboxes::append(connection, &limits, &message);
+        self.shared.writer.submit(Room::Takes(bytes), append)
     }
 
     fn messages(&self, mailbox: MailboxId, after: u64, page: PageSize) -> StoreFuture<Vec<StoredMessage>> {

@@ -5,6 +5,7 @@
 use super::Shared;
 use super::accounts::{self, parsed, rows};
 use super::mailboxes::{NewRow, mailbox, number, to_number};
+use super::writer::Room;
 use crate::limits::Limit;
 use crate::store::{
     AccountDeviceId, Acknowledgement, MailboxId, MessageKind, Party, Removed, StoreError, StoreFuture,
@@ -12,19 +13,22 @@ use crate::store::{
 };
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, params};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// Most rows that one transaction removes.
 const CHUNK: usize = 512;
 
 /// The columns of a [`DueMessage`].
-const DUE: &str = "id, mailbox, kind, sender_device, message_id, length(body), expires_at - stored_at";
+const DUE: &str =
+    "id, mailbox, kind, sender, sender_device, message_id, length(body), expires_at - stored_at";
 
 /// A message that is to be removed.
 struct DueMessage {
     id: i64,
     mailbox: i64,
     is_message: bool,
+    sender: String,
     sender_device: Option<i64>,
     message_id: String,
     bytes: u64,
@@ -37,10 +41,11 @@ impl DueMessage {
             id: row.get(0)?,
             mailbox: row.get(1)?,
             is_message: row.get::<_, i64>(2)? == MessageKind::Message as i64,
-            sender_device: row.get(3)?,
-            message_id: row.get(4)?,
-            bytes: number(row, 5)?,
-            lifetime_ms: number(row, 6)?,
+            sender: row.get(3)?,
+            sender_device: row.get(4)?,
+            message_id: row.get(5)?,
+            bytes: number(row, 6)?,
+            lifetime_ms: number(row, 7)?,
         })
     }
 }
@@ -60,7 +65,7 @@ fn in_chunks(
     let limits = shared.limits;
     let submit = move || {
         let remove = Arc::clone(&remove);
-        shared.writer.submit(0, move |connection| remove(connection, &limits))
+        shared.writer.submit(Room::Frees, move |connection| remove(connection, &limits))
     };
     let first = submit();
     Box::pin(async move {
@@ -150,7 +155,7 @@ pub(super) fn remove_account_device(
     now_ms: u64,
 ) -> StoreFuture<Removed> {
     let remove = move |connection: &Connection| accounts::remove_account_device(connection, &account, device);
-    let removed = shared.writer.submit(0, remove);
+    let removed = shared.writer.submit(Room::Frees, remove);
     Box::pin(async move {
         let mailbox = removed.await?;
         let remove = move |connection: &Connection, limits: &StoreLimits| {
@@ -174,12 +179,24 @@ fn remove_messages(
 ) -> Result<Chunk, StoreError> {
     let mut removed = Removed::default();
     let mut totals: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
+    let mut by_sender: BTreeMap<(i64, &str), (u64, u64)> = BTreeMap::new();
     for message in due {
         connection.prepare_cached("DELETE FROM messages WHERE id = ?1")?.execute([message.id])?;
         removed.messages += 1;
-        let (messages, bytes) = totals.entry(message.mailbox).or_default();
-        *messages += 1;
-        *bytes += message.bytes;
+        let sender = message.is_message.then(|| by_sender.entry((message.mailbox, &message.sender)));
+        let total = totals.entry(message.mailbox).or_default();
+        for (messages, bytes) in [Some(total), sender.map(Entry::or_default)].into_iter().flatten() {
+            *messages += 1;
+            *bytes += message.bytes;
+        }
+    }
+    for ((mailbox, sender), (messages, bytes)) in by_sender {
+        let values = params![mailbox, sender, to_number(messages), to_number(bytes)];
+        let statement = "UPDATE mailbox_senders SET messages = messages - ?3, bytes = bytes - ?4
+            WHERE mailbox = ?1 AND sender = ?2";
+        connection.prepare_cached(statement)?.execute(values)?;
+        let statement = "DELETE FROM mailbox_senders WHERE mailbox = ?1 AND sender = ?2 AND messages <= 0";
+        connection.prepare_cached(statement)?.execute(params![mailbox, sender])?;
     }
     for (mailbox, (messages, bytes)) in totals {
         let statement = "UPDATE mailboxes SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";

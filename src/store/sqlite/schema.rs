@@ -92,6 +92,16 @@ const MIGRATIONS: &[&str] = &[
          BEGIN UPDATE parties SET count = count + 1; END;
      CREATE TRIGGER legacy_device_deleted AFTER DELETE ON legacy_devices
          BEGIN UPDATE parties SET count = count - 1; END;",
+    // 4: how much each sender has in a mailbox.
+    "CREATE TABLE mailbox_senders (
+         mailbox INTEGER NOT NULL,
+         sender TEXT NOT NULL,
+         messages INTEGER NOT NULL,
+         bytes INTEGER NOT NULL,
+         PRIMARY KEY (mailbox, sender)
+     ) STRICT, WITHOUT ROWID;
+     INSERT INTO mailbox_senders
+         SELECT mailbox, sender, count(*), sum(length(body)) FROM messages WHERE kind = 0 GROUP BY mailbox, sender;",
 ];
 
 /// Opens the database, creates the file (0600) if there is none, and brings its schema to the current version.
@@ -197,7 +207,7 @@ mod tests {
         make_version_1(&path);
         assert_eq!(version(&path), 1);
         let store = SqliteStore::open(&path, SqliteConfig::default()).unwrap();
-        assert_eq!(version(&path), 3);
+        assert_eq!(version(&path), 4);
         let (alice, lamp) = (Party::User("alice".to_owned()), Party::Device("lamp".to_owned()));
         let account = Account {
             name: "alice".to_owned(),
@@ -212,11 +222,11 @@ mod tests {
         assert_eq!(done(store.contacts(&alice)), std::slice::from_ref(&lamp));
         let mailbox = done(store.open_mailbox(&alice));
         assert_eq!((mailbox.epoch, mailbox.last_sequence, mailbox.messages, mailbox.bytes), (99, 4, 1, 5));
-        check_messages(&store, mailbox, lamp);
+        check_messages(&store, &path, mailbox, lamp);
     }
 
     /// Checks that the message of version 1 is there, and that version 2 works beside it.
-    fn check_messages(store: &SqliteStore, mailbox: Mailbox, lamp: Party) {
+    fn check_messages(store: &SqliteStore, path: &Path, mailbox: Mailbox, lamp: Party) {
         let page = PageSize { messages: 10, bytes: 1000 };
         let messages = done(store.messages(mailbox.id, 0, page));
         assert_eq!(messages.len(), 1);
@@ -243,7 +253,16 @@ mod tests {
         assert!(device.mailbox > mailbox.id);
         (message.message_id, message.sender_device) = ("next".to_owned(), Some(device.id));
         assert_eq!(done(store.append(message)), [Appended::Stored(5)]);
+        let held = || -> Vec<(String, i64, i64)> {
+            let connection = Connection::open(path).unwrap();
+            let statement = "SELECT sender, messages, bytes FROM mailbox_senders";
+            let mut statement = connection.prepare(statement).unwrap();
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+            rows.unwrap().map(Result::unwrap).collect()
+        };
+        assert_eq!(held(), [("dev:lamp".to_owned(), 2, 10)]);
         let removed = done(store.acknowledge(mailbox.id, Acknowledgement::UpTo(5), 30));
+        assert_eq!(held(), []);
         assert_eq!((removed.messages, removed.notified), (2, vec![device.mailbox]));
     }
 
@@ -254,7 +273,7 @@ mod tests {
         drop(SqliteStore::open(&path, SqliteConfig::default()).unwrap());
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         let error = SqliteStore::open(&path, SqliteConfig::default()).unwrap_err();
-        assert!(matches!(error, OpenError::NewerVersion { found: 99, supported: 3, .. }), "{error:?}");
+        assert!(matches!(error, OpenError::NewerVersion { found: 99, supported: 4, .. }), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("messages.db") && text.contains("99") && text.contains("newer"), "{text}");
         assert_eq!(version(&path), 99);

@@ -3,8 +3,10 @@
 //! A commit costs one synchronisation of the disk, however many calls are in it. The thread therefore waits, a few milliseconds at most,
 //! until as many calls wait as there were callers last; a caller that is alone does not wait.
 
-use super::call_queue::CallQueue;
-use super::failure::is_fatal;
+use super::call_queue::{BatchSize, CallQueue};
+use super::failure::{is_disk_full, is_fatal};
+use super::mailboxes::{FREE_PAGES, PAGE_BYTES, pages};
+use super::reserve::Reserve;
 use crate::limits::sampled;
 use crate::net::time;
 use crate::store::{StoreError, StoreFuture};
@@ -20,6 +22,34 @@ use tokio::sync::oneshot;
 const MAX_BATCH: usize = 1024;
 /// What a call is charged besides its content.
 const CALL_BYTES: usize = 512;
+/// More pages than the rows of a call take besides its content.
+const CALL_PAGES: u64 = 16;
+
+/// What a call needs on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Room for content of so many bytes.
+    Takes(usize),
+    /// None: it removes.
+    Frees,
+}
+
+impl Room {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Takes(bytes) => bytes,
+            Self::Frees => 0,
+        }
+    }
+
+    /// Returns how many pages are enough.
+    fn pages(self) -> u64 {
+        match self {
+            Self::Takes(bytes) => CALL_PAGES + 2 * bytes as u64 / PAGE_BYTES,
+            Self::Frees => 0,
+        }
+    }
+}
 
 /// A call that writes.
 ///
@@ -31,9 +61,16 @@ trait Write: Send {
 
     /// Answers the caller with the kept result, or with the error of the commit.
     fn finish(self: Box<Self>, commit: Result<(), StoreError>);
+
+    /// What it needs on the disk.
+    fn room(&self) -> Room;
+
+    /// Returns whether it has found the disk full.
+    fn found_disk_full(&self) -> bool;
 }
 
 struct QueuedCall<T, F> {
+    room: Room,
     operation: F,
     result: Option<Result<T, StoreError>>,
     caller: oneshot::Sender<Result<T, StoreError>>,
@@ -59,6 +96,14 @@ where
         };
         // The caller may have given up.
         let _ = self.caller.send(result);
+    }
+
+    fn room(&self) -> Room {
+        self.room
+    }
+
+    fn found_disk_full(&self) -> bool {
+        matches!(self.result, Some(Err(StoreError::DiskFull)))
     }
 }
 
@@ -90,15 +135,15 @@ impl Writer {
         Self { queue, commits: AtomicU64::new(0), calls: AtomicU64::new(0) }
     }
 
-    /// Queues a call whose content has this many bytes.
+    /// Queues a call.
     pub(super) fn submit<T: Send + 'static>(
         &self,
-        bytes: usize,
+        room: Room,
         operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
         let (caller, answer) = oneshot::channel();
-        let call = QueuedCall { operation, result: None, caller };
-        match self.queue.push(Box::new(call), CALL_BYTES + bytes) {
+        let call = QueuedCall { room, operation, result: None, caller };
+        match self.queue.push(Box::new(call), CALL_BYTES + room.bytes()) {
             Ok(()) => Box::pin(async { answer.await.unwrap_or(Err(StoreError::Closed)) }),
             Err(error) => Box::pin(ready(Err(error))),
         }
@@ -125,6 +170,12 @@ enum Abort {
     Database(rusqlite::Error),
 }
 
+impl Abort {
+    fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Database(error) if is_disk_full(error))
+    }
+}
+
 impl From<rusqlite::Error> for Abort {
     fn from(error: rusqlite::Error) -> Self {
         Self::Database(error)
@@ -142,23 +193,111 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 /// Writes until the writer is closed.
-pub(super) fn run(connection: &Connection, writer: &Writer, commit_wait: Duration) {
+pub(super) fn run(connection: &Connection, writer: &Writer, commit_wait: Duration, reserve: Option<Reserve>) {
     let _close = CloseOnDrop(writer);
+    let bytes = reserve.as_ref().map_or(usize::MAX, Reserve::batch_bytes);
+    let most = BatchSize { calls: MAX_BATCH, bytes };
+    let mut thread = WriterThread { connection, writer, reserve };
     let mut batch: Vec<Box<dyn Write>> = Vec::new();
     let mut expected = 1;
-    while writer.queue.pop_batch(&mut batch, MAX_BATCH, expected, commit_wait) {
-        let result = commit(connection, &mut batch);
+    while writer.queue.pop_batch(&mut batch, most, expected, commit_wait) {
+        thread.refuse_without_room(&mut batch);
+        expected = thread.write(&mut batch);
+    }
+}
+
+/// What the thread has.
+struct WriterThread<'a> {
+    connection: &'a Connection,
+    writer: &'a Writer,
+    /// Absent if the file system does not tell its size.
+    reserve: Option<Reserve>,
+}
+
+impl WriterThread<'_> {
+    /// Writes and answers a batch; returns how many calls are to be expected next.
+    fn write(&mut self, batch: &mut Vec<Box<dyn Write>>) -> usize {
+        let result = commit(self.connection, batch);
         // Who is answered now may call again, beside those who have called meanwhile.
-        expected = batch.len() + writer.queue.len();
+        let expected = batch.len() + self.writer.queue.len();
         if result.is_ok() {
-            writer.count(batch.len());
+            self.writer.count(batch.len());
             batch.drain(..).for_each(|call| call.finish(Ok(())));
         } else {
             // One call may be the cause.
-            batch.drain(..).for_each(|call| writer.commit_alone(connection, call));
-            // With the log copied to the database, a full disk has room for a few more commits.
-            let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            batch.drain(..).for_each(|call| self.commit_alone(call));
+            self.copy_log();
         }
+        expected
+    }
+
+    fn commit_alone(&mut self, mut call: Box<dyn Write>) {
+        let error = loop {
+            if self.is_short() && self.free_pages() < call.room().pages() {
+                return call.finish(Err(StoreError::DiskFull));
+            }
+            match commit(self.connection, slice::from_mut(&mut call)) {
+                Ok(()) => {
+                    self.writer.count(1);
+                    return call.finish(Ok(()));
+                }
+                Err(error) => {
+                    let is_full = error.is_disk_full() || call.found_disk_full();
+                    if !(is_full && self.release_reserve()) {
+                        break error;
+                    }
+                }
+            }
+        };
+        match error {
+            Abort::Call => call.finish(Ok(())),
+            Abort::Database(error) => {
+                sampled!(warn, time::mono(), %error, "the database refused a commit");
+                call.finish(Err(error.into()));
+            }
+        }
+    }
+
+    /// Refuses what would let the database grow on a full disk.
+    fn refuse_without_room(&mut self, batch: &mut Vec<Box<dyn Write>>) {
+        if !self.is_short() {
+            return;
+        }
+        if self.reserve.as_mut().is_some_and(Reserve::restore) {
+            tracing::info!("the disk has room again");
+            return;
+        }
+        let mut free = self.free_pages();
+        let (kept, refused): (Vec<_>, Vec<_>) = batch.drain(..).partition(|call| {
+            let pages = call.room().pages();
+            let has_room = pages <= free;
+            free -= if has_room { pages } else { 0 };
+            has_room
+        });
+        refused.into_iter().for_each(|call| call.finish(Err(StoreError::DiskFull)));
+        *batch = kept;
+    }
+
+    fn is_short(&self) -> bool {
+        self.reserve.as_ref().is_some_and(Reserve::is_short)
+    }
+
+    fn free_pages(&self) -> u64 {
+        pages(self.connection, FREE_PAGES).unwrap_or(0)
+    }
+
+    /// Gives the room of the reserve to the database; returns false if there is none.
+    fn release_reserve(&mut self) -> bool {
+        let is_released = self.reserve.as_mut().is_some_and(Reserve::release);
+        if is_released {
+            self.copy_log();
+        }
+        is_released
+    }
+
+    /// With the log copied to the database, the next commits use its room.
+    fn copy_log(&self) {
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
     }
 }
 
@@ -166,20 +305,6 @@ impl Writer {
     fn count(&self, calls: usize) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.calls.fetch_add(calls as u64, Ordering::Relaxed);
-    }
-
-    fn commit_alone(&self, connection: &Connection, mut call: Box<dyn Write>) {
-        match commit(connection, slice::from_mut(&mut call)) {
-            Ok(()) => {
-                self.count(1);
-                call.finish(Ok(()));
-            }
-            Err(Abort::Call) => call.finish(Ok(())),
-            Err(Abort::Database(error)) => {
-                sampled!(warn, time::mono(), %error, "the database refused a commit");
-                call.finish(Err(error.into()));
-            }
-        }
     }
 }
 
@@ -223,7 +348,7 @@ mod tests {
     }
 
     fn insert(writer: &Writer, number: i64) -> StoreFuture<i64> {
-        writer.submit(0, move |connection| {
+        writer.submit(Room::Takes(0), move |connection| {
             connection.execute("INSERT INTO numbers VALUES (?1)", [number])?;
             Ok(number)
         })
@@ -238,7 +363,7 @@ mod tests {
         let (connection, writer) = writer_with_table();
         let calls: Vec<_> = (0..20).map(|number| insert(&writer, number)).collect();
         writer.close();
-        run(&connection, &writer, Duration::ZERO);
+        run(&connection, &writer, Duration::ZERO, None);
         for (number, call) in calls.into_iter().enumerate() {
             assert_eq!(wait(call).unwrap(), number as i64);
         }
@@ -251,10 +376,10 @@ mod tests {
         let (connection, writer) = writer_with_table();
         let good = [insert(&writer, 1), insert(&writer, 2)];
         let bad = insert(&writer, 1);
-        let refused: StoreFuture<()> = writer.submit(0, |_| Err(StoreError::NotFound));
+        let refused: StoreFuture<()> = writer.submit(Room::Takes(0), |_| Err(StoreError::NotFound));
         let late = insert(&writer, 3);
         writer.close();
-        run(&connection, &writer, Duration::ZERO);
+        run(&connection, &writer, Duration::ZERO, None);
         assert!(good.into_iter().chain([late]).all(|call| wait(call).is_ok()));
         assert!(matches!(wait(bad), Err(StoreError::Backend(_))));
         assert!(matches!(wait(refused), Err(StoreError::NotFound)));
@@ -265,10 +390,10 @@ mod tests {
     #[test]
     fn when_the_thread_dies_callers_are_told() {
         let (connection, writer) = writer_with_table();
-        let dies: StoreFuture<()> = writer.submit(0, |_| panic!("a fault of this test"));
+        let dies: StoreFuture<()> = writer.submit(Room::Takes(0), |_| panic!("a fault of this test"));
         let waits = insert(&writer, 1);
         thread::scope(|scope| {
-            scope.spawn(|| run(&{ connection }, &writer, Duration::ZERO)).join().unwrap_err();
+            scope.spawn(|| run(&{ connection }, &writer, Duration::ZERO, None)).join().unwrap_err();
         });
         assert!(matches!(wait(dies), Err(StoreError::Closed)));
         assert!(matches!(wait(waits), Err(StoreError::Closed)));

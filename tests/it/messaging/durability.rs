@@ -9,8 +9,8 @@ use rand_chacha::ChaCha20Rng;
 use serde_json::{Value, json};
 
 use super::{CHEAP, Client, Messaging, PATIENCE};
-use crate::tools;
 use crate::waiting::{pace, pause_under_test, wait_until};
+use crate::{metrics, tools};
 
 /// Senders, and the pause of each between two messages: 500 messages a second in all.
 const SENDERS: usize = 5;
@@ -373,7 +373,7 @@ fn a_full_disk_refuses_messages_until_there_is_room_and_loses_nothing() {
     let mut sender = messaging.user("sender");
     let mut sent = 0..;
     let mut acknowledged = Vec::new();
-    let mut try_one = |sender: &mut Client| {
+    let mut try_one = |sender: &mut Client, acknowledged: &mut Vec<String>| {
         let id = sent.next().unwrap().to_string();
         let body = json!({"to": OFFLINE, "msg": "x".repeat(30_000)}).to_string();
         sender.send(200, &id, body.as_bytes());
@@ -386,19 +386,40 @@ fn a_full_disk_refuses_messages_until_there_is_room_and_loses_nothing() {
         }
         is_acknowledged
     };
-    assert!((0..10).all(|_| try_one(&mut sender)));
+    assert!((0..10).all(|_| try_one(&mut sender, &mut acknowledged)));
     // Written until nothing fits any more.
     let mut file = std::fs::File::create(&filler).unwrap();
     while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
-    let results: Vec<_> = (0..300).map(|_| try_one(&mut sender)).collect();
+    let results: Vec<_> = (0..300).map(|_| try_one(&mut sender, &mut acknowledged)).collect();
     let refused = results.iter().filter(|is_acknowledged| !**is_acknowledged).count();
     assert!(refused > 100, "{refused}");
     assert_eq!(sender.code(203, &json!({"deviceId": "d"})), 200, "everything that is stored is refused");
     sender.send(0, "", b"");
     assert_eq!(sender.read_exact(4), [0; 4], "the server lives");
+    // Who reads its messages makes room for others, though the disk is as full as before.
+    let mut client = messaging.user(OFFLINE);
+    client.send(202, "", b"");
+    let mut read = Vec::new();
+    while read.len() < acknowledged.len() {
+        let (cmd, _, _, data) = client.frame();
+        assert_eq!(cmd, 201);
+        let pushed: Vec<Value> = serde_json::from_slice(&data).unwrap();
+        let ids: Vec<_> =
+            pushed.iter().map(|message| message["msgid"].as_str().unwrap().to_owned()).collect();
+        let body: Value = ids.iter().map(|id| json!({"msgid": id})).collect();
+        client.send(201, "", body.to_string().as_bytes());
+        read.extend(ids);
+    }
+    assert_eq!(std::mem::take(&mut acknowledged), read, "in order, and what was refused is not stored");
+    let removed = || metrics::value(messaging.server.address, "ginnel_messaging_acknowledged_messages_total");
+    wait_until(PATIENCE, "acknowledged messages are removed from the full disk", || {
+        removed() == read.len() as u64
+    });
+    drop(client);
+    assert!((0..10).all(|_| try_one(&mut sender, &mut acknowledged)), "there is room for more");
     drop(file);
     std::fs::remove_file(&filler).unwrap();
-    assert!((0..10).all(|_| try_one(&mut sender)));
+    assert!((0..10).all(|_| try_one(&mut sender, &mut acknowledged)));
     let mut inbox = Vec::new();
     let mut client = messaging.user(OFFLINE);
     client.send(202, "", b"");

@@ -102,6 +102,15 @@ fn describe_code(code: ErrorCode) -> Description {
         ErrorCode::MailboxFull => {
             description(4, "server", "mailbox_full", "try again when the other side has read its messages")
         }
+        ErrorCode::SenderShareFull => description(
+            4,
+            "server",
+            "sender_share_full",
+            "the other side must read your messages, or add you: agent contacts add YOUR-NAME",
+        ),
+        ErrorCode::StorageFull | ErrorCode::DiskFull => {
+            description(4, "server", "storage_full", "the server's operator must make room; try again later")
+        }
         ErrorCode::ContactsOnly => description(
             4,
             "server",
