@@ -52,6 +52,20 @@ fn check_ports(server: &Config) -> Result<(), ConfigError> {
     if server.aux_port == Some(0) && !server.nat_discovery.is_empty() {
         return Err(value("aux_port", "must not be 0 where stun.nat_discovery is set: it takes two ports"));
     }
+    #[cfg(feature = "messaging")]
+    if server.messaging.enabled {
+        let messaging = &server.messaging;
+        let others = [server.port, aux, tls];
+        for (key, port) in [
+            ("messaging.port", Some(messaging.port)),
+            ("messaging.tls_port", messaging.tls_port),
+            ("messaging.dispatcher_port", messaging.dispatcher_port),
+        ] {
+            if port.is_some_and(|port| port != 0 && others.contains(&port)) {
+                return Err(value(key, "must differ from `port`, `aux_port` and `tls.port`"));
+            }
+        }
+    }
     let gateway = &server.gateway;
     let ports = [gateway.server_port, gateway.hmac_port, gateway.tls_port];
     let ports: Vec<_> = ports.into_iter().flatten().filter(|port| *port != 0).collect();
@@ -109,6 +123,8 @@ mod tests {
             ("aux_port = 3478", "`aux_port`"),
             ("aux_port = 5349\n[tls]\nport = 5349", "`aux_port`"),
             ("aux_port = 0\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "`aux_port`"),
+            ("[messaging]\nenabled = true\nport = 3478", "`messaging.port`"),
+            ("[messaging]\nenabled = true\ntls_port = 3479", "`messaging.tls_port`"),
             ("[gateway]\nserver_port = 4000\nhmac_port = 4000", "`gateway.server_port`"),
             ("[gateway]\nserver_listen = []\nserver_port = 4000", "`gateway.server_listen`"),
             ("[turn]\nrelay_addresses = ['192.0.2.1', '192.0.2.2']", "`turn.relay_addresses`"),

@@ -7,9 +7,9 @@ use super::login::is_name;
 use super::machine::{Machine, unix_ms};
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
-use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::signing::{Statement, is_small_order_encryption_key, is_small_order_signing_key};
 use crate::messaging_wire::{
-    ClosingReason, Device, Devices, Empty, ErrorCode, FixedBytes, NewDevice, Registered,
+    ClosingReason, Device, DeviceName, Devices, Empty, ErrorCode, FixedBytes, NewDevice, Registered,
 };
 use crate::store::{AccountDevice, AccountDeviceId, MAX_NAME, NewAccountDevice, Party, StoreError};
 
@@ -22,6 +22,8 @@ pub(super) enum DevicesStep {
     Insert(Box<NewAccountDevice>),
     /// The account has a device with this signing key: is it the same?
     Same(Box<NewAccountDevice>),
+    /// The device gets another name.
+    Rename,
     /// The device is removed.
     Remove { user: String, device: AccountDeviceId },
     /// Which identity key has this user?
@@ -33,8 +35,14 @@ pub(super) enum DevicesStep {
 }
 
 impl NewDevice {
-    pub(super) fn has_valid_label(&self) -> bool {
-        self.label.len() <= MAX_NAME && !self.label.chars().any(char::is_control)
+    /// Returns the name of a field that no device may have.
+    pub(super) fn invalid_field(&self) -> Option<&'static str> {
+        match () {
+            () if !is_label(&self.label) => Some("label"),
+            () if is_small_order_signing_key(&self.signing_key.0) => Some("signing_key"),
+            () if is_small_order_encryption_key(&self.encryption_key.0) => Some("encryption_key"),
+            () => None,
+        }
     }
 
     /// Returns whether the identity key has signed that the device is one of the user's.
@@ -53,6 +61,11 @@ impl NewDevice {
             created_at_ms: unix_ms(now),
         }
     }
+}
+
+/// Returns whether a text can be the name of a device.
+fn is_label(label: &str) -> bool {
+    label.len() <= MAX_NAME && !label.chars().any(char::is_control)
 }
 
 /// Writes the devices of an account; their labels only for the account itself.
@@ -84,8 +97,8 @@ impl Machine {
         user: String,
         device: NewDevice,
     ) {
-        if !device.has_valid_label() {
-            return self.refuse_request(reply_to, ErrorCode::Invalid, "label");
+        if let Some(field) = device.invalid_field() {
+            return self.refuse_request(reply_to, ErrorCode::Invalid, field);
         }
         if !self.rates.signatures(now.mono) {
             return self.throttle(reply_to);
@@ -103,16 +116,33 @@ impl Machine {
         user: String,
         device: AccountDeviceId,
     ) {
-        let Some(session) = self.json_session(&reply_to) else { return self.done(&reply_to) };
-        let may_remove = session.access.as_ref().is_some_and(|access| match &access.kind {
-            AccessKind::Password | AccessKind::Identity => true,
-            AccessKind::Device(own) => own.id == device,
-        });
-        if !may_remove {
+        if !self.may_change(&reply_to, device) {
             return self.refuse_login(reply_to, "a device removes only itself");
         }
         let request = StoreRequest::RemoveAccountDevice(user.clone(), device, unix_ms(now));
         self.call_for_json(request, JsonStep::Devices(DevicesStep::Remove { user, device }), reply_to);
+    }
+
+    /// Gives a device another name: with the identity key or the password any, as a device only itself.
+    pub(super) fn handle_rename_device(&mut self, reply_to: JsonReplyTo, user: String, name: DeviceName) {
+        let device = AccountDeviceId(name.device);
+        if !is_label(&name.label) {
+            return self.refuse_request(reply_to, ErrorCode::Invalid, "label");
+        }
+        if !self.may_change(&reply_to, device) {
+            return self.refuse_login(reply_to, "a device renames only itself");
+        }
+        let request = StoreRequest::SetDeviceLabel(user, device, name.label);
+        self.call_for_json(request, JsonStep::Devices(DevicesStep::Rename), reply_to);
+    }
+
+    /// Returns whether a session may change a device of its account.
+    fn may_change(&mut self, reply_to: &JsonReplyTo, device: AccountDeviceId) -> bool {
+        let access = self.json_session(reply_to).and_then(|session| session.access.as_ref());
+        access.is_some_and(|access| match &access.kind {
+            AccessKind::Password | AccessKind::Identity => true,
+            AccessKind::Device(own) => own.id == device,
+        })
     }
 
     pub(super) fn handle_devices(&mut self, now: Now, reply_to: JsonReplyTo, party: &str) {
@@ -181,6 +211,7 @@ impl Machine {
                 self.on_device_removed(&user, device);
                 self.on_removed(Delivered::Expired, Ok(removed));
             }
+            (DevicesStep::Rename, Ok(StoreReply::Done)) => self.accept(reply_to, &Empty {}),
             (DevicesStep::ListIdentity { user }, Ok(StoreReply::Account(Some(account)))) => {
                 let request = StoreRequest::AccountDevices(user.clone());
                 let step = DevicesStep::List { user, identity_key: account.identity_key };

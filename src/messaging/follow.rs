@@ -98,7 +98,10 @@ impl Machine {
         let Some(mailbox) = self.inbox(reply_to.connection).map(|inbox| inbox.mailbox) else {
             return self.done(&reply_to);
         };
-        let limit = usize::try_from(fetch.limit).unwrap_or(usize::MAX).max(1);
+        if fetch.limit == 0 {
+            return self.refuse_request(reply_to, ErrorCode::Invalid, "limit: must be at least 1");
+        }
+        let limit = usize::try_from(fetch.limit).unwrap_or(usize::MAX);
         let request = StoreRequest::Messages { mailbox, after: fetch.after };
         self.call_for_json(request, JsonStep::Fetch { limit }, reply_to);
     }

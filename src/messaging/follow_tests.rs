@@ -172,6 +172,8 @@ fn what_was_not_sent_cannot_be_acknowledged() {
     pair.server.refused(bob, &ack(3), "invalid");
     pair.server.refused(bob, &ack(u64::MAX), "invalid");
     pair.server.ok(bob, &ack(2));
+    let nothing = Request::Fetch(Fetch { after: 0, limit: 0 });
+    assert_eq!(pair.server.ask(bob, &nothing)["message"], "limit: must be at least 1");
     let page = pair.server.ok(bob, &Request::Fetch(Fetch { after: 0, limit: 1 }));
     assert_eq!((sequences(page["messages"].as_array().unwrap()), &page["more"]), (vec![3], &json!(true)));
     pair.server.ok(bob, &ack(3));

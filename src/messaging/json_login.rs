@@ -7,7 +7,7 @@ use super::machine::{Job, JobResult, Machine, TRY_AGAIN, unix_ms};
 use super::session::ConnectionId;
 use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
-use crate::messaging_wire::signing::Statement;
+use crate::messaging_wire::signing::{Statement, is_small_order_signing_key};
 use crate::messaging_wire::{
     ClosingReason, Empty, ErrorCode, LoggedIn, Login, LoginProof, MailboxState, Register, Registered,
     SetIdentity, Stored,
@@ -96,10 +96,13 @@ impl Machine {
             }
             () if identity_key.is_some() != proof.is_some() => Some((ErrorCode::Invalid, "proof")),
             () if device.is_some() && identity_key.is_none() => Some((ErrorCode::Invalid, "device")),
-            () if device.as_ref().is_some_and(|device| !device.has_valid_label()) => {
-                Some((ErrorCode::Invalid, "label"))
+            () if identity_key.is_some_and(|key| is_small_order_signing_key(&key.0)) => {
+                Some((ErrorCode::Invalid, "identity_key"))
             }
-            () => None,
+            () => {
+                let field = device.as_ref().and_then(|device| device.invalid_field());
+                field.map(|field| (ErrorCode::Invalid, field))
+            }
         };
         if let Some((code, message)) = refusal {
             return self.refuse_request(reply_to, code, message);
@@ -185,6 +188,9 @@ impl Machine {
             return self.throttle(reply_to);
         }
         let key = set.identity_key.0;
+        if is_small_order_signing_key(&key) {
+            return self.refuse_request(reply_to, ErrorCode::Invalid, "identity_key");
+        }
         let statement = Statement::Registration { challenge: &challenge, user: &user, identity_key: &key };
         if !statement.is_signed(&key, &set.proof.0) {
             return self.refuse_login(reply_to, "the proof is wrong");

@@ -208,6 +208,59 @@ fn a_proof_is_of_this_connection_this_user_and_this_key() {
 }
 
 #[test]
+fn a_device_renames_itself_and_a_session_without_a_device_any() {
+    let mut server = Server::new();
+    let first = server.register_device("alice", 1);
+    let second = server.add_device("alice", 1, 3);
+    let other = server.register_device("bob", 11);
+    let (device, identity) = (server.log_in("alice", 2), server.websocket());
+    server.ok(identity, &identity_login(identity, "alice", &key(1)));
+    let rename = |device, label: &str| Request::RenameDevice(DeviceName { device, label: label.to_owned() });
+    server.ok(device, &rename(first, "laptop"));
+    server.refused(device, &rename(second, "phone"), "wrong_credentials");
+    server.ok(identity, &rename(second, "phone"));
+    server.refused(identity, &rename(other, "x"), "not_found");
+    server.refused(device, &rename(first, "\u{1b}"), "invalid");
+    let listed = server.ok(device, &devices("user:alice"));
+    assert_eq!([&listed["devices"][0]["label"], &listed["devices"][1]["label"]], ["laptop", "phone"]);
+}
+
+#[test]
+fn keys_of_small_order_are_refused_by_name() {
+    let mut server = Server::new();
+    let client = server.websocket();
+    let identity = key(5);
+    let mut neutral = FixedBytes([0; 32]);
+    neutral.0[0] = 1;
+    let certified = |signing_key: Key, encryption_key: Key| {
+        let keys = (&signing_key.0, &encryption_key.0);
+        let statement = Statement::Device { user: "carol", signing_key: keys.0, encryption_key: keys.1 };
+        let signature = FixedBytes(identity.sign(&statement));
+        NewDevice { label: String::new(), signing_key, encryption_key, signature }
+    };
+    let good = (FixedBytes(key(6).public()), FixedBytes([6; 32]));
+    let (weak_signing, weak_encryption) =
+        (certified(neutral, good.1), certified(good.0, FixedBytes([0; 32])));
+    for (device, field) in [(&weak_signing, "signing_key"), (&weak_encryption, "encryption_key")] {
+        let Request::Register(register) = registration(client, "carol", 5) else { panic!() };
+        let request = Request::Register(Register { device: Some(device.clone()), ..register });
+        assert_eq!(server.ask(client, &request)["message"], field);
+    }
+    let Request::Register(register) = registration(client, "carol", 5) else { panic!() };
+    let request = Request::Register(Register { identity_key: Some(neutral), ..register });
+    assert_eq!(server.ask(client, &request)["message"], "identity_key");
+    server.ok(client, &registration(client, "carol", 5));
+    server.ok(client, &identity_login(client, "carol", &key(5)));
+    for device in [weak_signing, weak_encryption] {
+        server.refused(client, &Request::AddDevice(device), "invalid");
+    }
+    server.ok(client, &password_registration("dave", "password"));
+    server.ok(client, &password_login("dave", "password"));
+    let set = SetIdentity { identity_key: neutral, proof: FixedBytes([0; 64]) };
+    assert_eq!(server.ask(client, &Request::SetIdentity(set))["message"], "identity_key");
+}
+
+#[test]
 fn a_password_needs_tls_and_is_the_same_on_both_protocols() {
     let mut server = Server::new();
     let (plain, secure) = (server.websocket_from("192.0.2.1", false), server.websocket());

@@ -17,6 +17,9 @@ pub fn call_store(store: &dyn Store, request: StoreRequest) -> StoreFuture<Store
         StoreRequest::InsertAccountDevice(device) => {
             reply(store.insert_account_device(device), StoreReply::AccountDevice)
         }
+        StoreRequest::SetDeviceLabel(name, device, label) => {
+            done(store.set_device_label(&name, device, label))
+        }
         StoreRequest::RemoveAccountDevice(name, device, now_ms) => {
             reply(store.remove_account_device(&name, device, now_ms), StoreReply::Removed)
         }

@@ -20,6 +20,8 @@ pub enum StoreRequest {
     AccountDevices(String),
     /// Adds a device to an account.
     InsertAccountDevice(NewAccountDevice),
+    /// Gives a device of an account another name.
+    SetDeviceLabel(String, AccountDeviceId, String),
     /// Removes a device of an account, at this time.
     RemoveAccountDevice(String, AccountDeviceId, u64),
     /// The legacy device of this id.

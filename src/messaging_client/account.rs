@@ -109,6 +109,7 @@ impl Account {
             let message = "a password is sent inside TLS only".to_owned();
             return Err(ClientError::Refused { code: ErrorCode::TlsRequired, message });
         }
+        let _lock = Storage::new(folder).lock_enrollment()?;
         let (mut account, is_new) = match Self::open(folder)? {
             Some(account) if account.file.is_registered || account.file.user != user => {
                 let path = folder.to_owned();
@@ -144,6 +145,7 @@ impl Account {
         user: &str,
         options: RegistrationOptions,
     ) -> Result<Self, ClientError> {
+        let _lock = Storage::new(folder).lock_enrollment()?;
         match Self::open(folder)? {
             Some(account) if account.is_of(server, user) => Ok(account),
             Some(_) => {
@@ -308,5 +310,28 @@ impl Account {
 
     pub(super) fn local(&self) -> Result<LocalAccount, ClientError> {
         Ok(LocalAccount { user: self.file.user.clone(), party: self.party(), keys: self.keys()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_second_process_does_not_register_beside_the_first() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("alice");
+        let server: ServerUrl = "ws://127.0.0.1:1".parse().unwrap();
+        let first = Storage::new(&folder).lock_enrollment().unwrap();
+        let busy = |error: ClientError| matches!(error, ClientError::Storage { source, .. } if source.kind() == io::ErrorKind::ResourceBusy);
+        assert!(busy(Account::register(&folder, &server, "alice").await.unwrap_err()));
+        let options = RegistrationOptions::default();
+        assert!(busy(Account::prepare_device(&folder, &server, "alice", options).unwrap_err()));
+        assert!(Account::open(&folder).unwrap().is_none(), "no keys were made that the first would find");
+        drop(first);
+        assert!(
+            !busy(Account::register(&folder, &server, "alice").await.unwrap_err()),
+            "nobody listens there"
+        );
     }
 }

@@ -169,6 +169,7 @@ impl<R: RngCore + CryptoRng> TryCryptoRng for HpkeRng<'_, R> {}
 mod tests {
     use super::*;
     use crate::messaging_wire::{Body, FixedBytes};
+    use crate::messaging_wire::signing::{SMALL_ORDER_ENCRYPTION_KEYS, is_small_order_encryption_key};
     use data_encoding::HEXLOWER_PERMISSIVE;
     use hpke::aead::AesGcm128;
     use rand::SeedableRng;
@@ -273,8 +274,15 @@ mod tests {
     #[test]
     fn a_key_of_low_order_is_refused() {
         let sender = SigningKey::from_seed(&[1; 32]).unwrap();
-        let content = Content { to_key: FixedBytes([0; 32]), ..content(&sender, &[2; 32], "hello") };
-        assert_eq!(seal(&content, &sender, &mut random()), Err(SealError::Key));
+        for mut key in SMALL_ORDER_ENCRYPTION_KEYS {
+            for highest_bit in [0, 0x80] {
+                key[31] |= highest_bit;
+                let content = Content { to_key: FixedBytes(key), ..content(&sender, &[2; 32], "hello") };
+                assert_eq!(seal(&content, &sender, &mut random()), Err(SealError::Key));
+                assert!(is_small_order_encryption_key(&key), "a server refuses it too");
+            }
+        }
+        assert!(!is_small_order_encryption_key(&public_key(&[2; 32])));
     }
 
     /// A generator that returns given bytes.

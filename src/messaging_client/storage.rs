@@ -13,6 +13,8 @@ const ACCOUNT_FILE: &str = "account.json";
 const STATE_FILE: &str = "state.json";
 /// Locked by whoever changes the state.
 const STATE_LOCK: &str = "state.lock";
+/// Locked by whoever makes the account.
+const ENROLLMENT_LOCK: &str = "enrollment.lock";
 /// Locked by whoever reads the mailbox.
 const MAILBOX_LOCK: &str = "mailbox.lock";
 
@@ -96,7 +98,18 @@ impl Storage {
 
     /// Reserves the mailbox for this process while the file is open; `None` if another one reads it.
     pub(super) fn lock_mailbox(&self) -> Result<Option<File>, ClientError> {
-        let path = self.folder.join(MAILBOX_LOCK);
+        self.try_lock(MAILBOX_LOCK)
+    }
+
+    /// Lets no other process make the account while the file is open. Creates the folder.
+    pub(super) fn lock_enrollment(&self) -> Result<File, ClientError> {
+        self.create_folder()?;
+        let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "another process registers this account");
+        self.try_lock(ENROLLMENT_LOCK)?.ok_or_else(|| failed(&self.folder, busy()))
+    }
+
+    fn try_lock(&self, name: &str) -> Result<Option<File>, ClientError> {
+        let path = self.folder.join(name);
         let file = File::create(&path).map_err(|source| failed(&path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
@@ -181,6 +194,17 @@ mod tests {
         assert!(storage.lock_mailbox().unwrap().is_none());
         drop(first);
         assert!(storage.lock_mailbox().unwrap().is_some());
+    }
+
+    #[test]
+    fn one_process_makes_the_account() {
+        let temporary = tempfile::tempdir().unwrap();
+        let storage = Storage::new(&temporary.path().join("account"));
+        let first = storage.lock_enrollment().unwrap();
+        let error = storage.lock_enrollment().unwrap_err().to_string();
+        assert!(error.contains("another process registers this account"), "{error}");
+        drop(first);
+        storage.lock_enrollment().unwrap();
     }
 
     #[test]

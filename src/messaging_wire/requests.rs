@@ -20,6 +20,8 @@ pub(crate) enum Request {
     AddDevice(NewDevice),
     /// Removes a device of the account.
     RemoveDevice(DeviceNumber),
+    /// Gives a device of the account another name.
+    RenameDevice(DeviceName),
     /// Asks for the devices of a party. Answered by [`Devices`](super::Devices).
     Devices(OtherParty),
     /// Asks for the contacts. Answered by [`Contacts`](super::Contacts).
@@ -186,6 +188,15 @@ pub(crate) struct DeviceNumber {
     pub(crate) device: i64,
 }
 
+/// The fields of [`Request::RenameDevice`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeviceName {
+    /// The number.
+    pub(crate) device: i64,
+    /// The name, which only the account itself sees.
+    pub(crate) label: String,
+}
+
 /// The fields of the requests that are about another party.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OtherParty {
@@ -329,6 +340,7 @@ impl Request {
             "set_password" => fields(text).map(Self::SetPassword),
             "add_device" => fields(text).map(Self::AddDevice),
             "remove_device" => fields(text).map(Self::RemoveDevice),
+            "rename_device" => fields(text).map(Self::RenameDevice),
             "devices" => fields(text).map(Self::Devices),
             "contacts" => fields(text).map(Self::Contacts),
             "add_contact" => fields(text).map(Self::AddContact),
@@ -355,5 +367,41 @@ impl Request {
 
 /// Reads the fields of one request, without a copy of those that it does not have.
 fn fields<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
+    serde_json::from_str(text).map_err(|error| {
+        let message = error.to_string();
+        match field_at(text, &error) {
+            Some(field) if !message.starts_with("missing field") => format!("{field}: {message}"),
+            _ => message,
+        }
+    })
+}
+
+/// Returns the field of the object in whose value an error is; the errors of values do not name it.
+fn field_at<'a>(text: &'a str, error: &serde_json::Error) -> Option<&'a str> {
+    let line = error.line().checked_sub(1)?;
+    let before: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+    let (mut depth, mut is_key, mut string, mut is_escaped) = (0u32, false, None, false);
+    let mut field = None;
+    for (at, byte) in text.bytes().enumerate().take(before + error.column()) {
+        match (string, byte) {
+            (Some(_), _) if is_escaped => is_escaped = false,
+            (Some(_), b'\\') => is_escaped = true,
+            (Some(start), b'"') => {
+                if std::mem::take(&mut is_key) {
+                    field = text.get(start + 1..at);
+                }
+                string = None;
+            }
+            (Some(_), _) => {}
+            (None, b'"') => string = Some(at),
+            (None, b'{' | b'[') => {
+                depth += 1;
+                is_key = depth == 1;
+            }
+            (None, b'}' | b']') => depth = depth.saturating_sub(1),
+            (None, b',') => is_key = depth == 1,
+            (None, _) => {}
+        }
+    }
+    field
 }

@@ -71,11 +71,72 @@ impl Statement<'_> {
         }
     }
 
-    /// Returns whether the owner of a public key has signed this.
+    /// Returns whether the owner of a public key has signed this. With a key of small order anybody could have: it has signed nothing.
     #[must_use]
     pub(crate) fn is_signed(&self, key: &[u8; 32], signature: &[u8; 64]) -> bool {
-        UnparsedPublicKey::new(&ED25519, key).verify(&self.to_bytes(), signature).is_ok()
+        !is_small_order_signing_key(key)
+            && UnparsedPublicKey::new(&ED25519, key).verify(&self.to_bytes(), signature).is_ok()
     }
+}
+
+/// The y coordinates of the points of small order on edwards25519, and those that are not reduced, little-endian without the sign.
+const SMALL_ORDER_SIGNING_KEYS: [[u8; 32]; 7] = [
+    number(0x00, 0x00, 0x00),
+    number(0x01, 0x00, 0x00),
+    [
+        0x26, 0xE8, 0x95, 0x8F, 0xC2, 0xB2, 0x27, 0xB0, 0x45, 0xC3, 0xF4, 0x89, 0xF2, 0xEF, 0x98, 0xF0, 0xD5,
+        0xDF, 0xAC, 0x05, 0xD3, 0xC6, 0x33, 0x39, 0xB1, 0x38, 0x02, 0x88, 0x6D, 0x53, 0xFC, 0x05,
+    ],
+    [
+        0xC7, 0x17, 0x6A, 0x70, 0x3D, 0x4D, 0xD8, 0x4F, 0xBA, 0x3C, 0x0B, 0x76, 0x0D, 0x10, 0x67, 0x0F, 0x2A,
+        0x20, 0x53, 0xFA, 0x2C, 0x39, 0xCC, 0xC6, 0x4E, 0xC7, 0xFD, 0x77, 0x92, 0xAC, 0x03, 0x7A,
+    ],
+    number(0xEC, 0xFF, 0x7F),
+    number(0xED, 0xFF, 0x7F),
+    number(0xEE, 0xFF, 0x7F),
+];
+
+/// The u coordinates of the points of small order on curve25519 and its twist, and those that are not reduced, without the highest bit.
+pub(crate) const SMALL_ORDER_ENCRYPTION_KEYS: [[u8; 32]; 7] = [
+    number(0x00, 0x00, 0x00),
+    number(0x01, 0x00, 0x00),
+    [
+        0xE0, 0xEB, 0x7A, 0x7C, 0x3B, 0x41, 0xB8, 0xAE, 0x16, 0x56, 0xE3, 0xFA, 0xF1, 0x9F, 0xC4, 0x6A, 0xDA,
+        0x09, 0x8D, 0xEB, 0x9C, 0x32, 0xB1, 0xFD, 0x86, 0x62, 0x05, 0x16, 0x5F, 0x49, 0xB8, 0x00,
+    ],
+    [
+        0x5F, 0x9C, 0x95, 0xBC, 0xA3, 0x50, 0x8C, 0x24, 0xB1, 0xD0, 0xB1, 0x55, 0x9C, 0x83, 0xEF, 0x5B, 0x04,
+        0x44, 0x5C, 0xC4, 0x58, 0x1C, 0x8E, 0x86, 0xD8, 0x22, 0x4E, 0xDD, 0xD0, 0x9F, 0x11, 0x57,
+    ],
+    number(0xEC, 0xFF, 0x7F),
+    number(0xED, 0xFF, 0x7F),
+    number(0xEE, 0xFF, 0x7F),
+];
+
+/// Returns a number by its lowest byte, those in the middle, and the highest.
+const fn number(lowest: u8, middle: u8, highest: u8) -> [u8; 32] {
+    let mut bytes = [middle; 32];
+    bytes[0] = lowest;
+    bytes[31] = highest;
+    bytes
+}
+
+/// Returns whether an Ed25519 key is of small order: some signatures under it are good for many messages.
+#[must_use]
+pub(crate) fn is_small_order_signing_key(key: &[u8; 32]) -> bool {
+    SMALL_ORDER_SIGNING_KEYS.contains(&without_highest_bit(key))
+}
+
+/// Returns whether an X25519 key is of small order: every shared secret with it is zero.
+#[must_use]
+pub(crate) fn is_small_order_encryption_key(key: &[u8; 32]) -> bool {
+    SMALL_ORDER_ENCRYPTION_KEYS.contains(&without_highest_bit(key))
+}
+
+fn without_highest_bit(key: &[u8; 32]) -> [u8; 32] {
+    let mut key = *key;
+    key[31] &= 0x7F;
+    key
 }
 
 fn encode(domain: &str, fields: &[&[u8]]) -> Vec<u8> {
@@ -156,6 +217,24 @@ mod tests {
             }
             assert!(!statements(&own, "alicf")[n].is_signed(&own, &signature));
         }
+    }
+
+    #[test]
+    fn a_key_of_small_order_has_signed_nothing() {
+        // The neutral point as the key, the base point as R, and s = 1: s·B = R + h·A for every message.
+        let key = number(0x01, 0x00, 0x00);
+        let base = number(0x58, 0x66, 0x66);
+        let signature: [u8; 64] = [base, number(0x01, 0x00, 0x00)].concat().try_into().unwrap();
+        let statement = Statement::Message { content: b"never signed" };
+        let verified = UnparsedPublicKey::new(&ED25519, key).verify(&statement.to_bytes(), &signature);
+        assert!(verified.is_ok(), "the signature scheme itself accepts it");
+        assert!(!statement.is_signed(&key, &signature));
+        for mut key in SMALL_ORDER_SIGNING_KEYS {
+            assert!(is_small_order_signing_key(&key));
+            key[31] |= 0x80;
+            assert!(is_small_order_signing_key(&key));
+        }
+        assert!(!is_small_order_signing_key(&SigningKey::from_seed(&[1; 32]).unwrap().public()));
     }
 
     #[test]

@@ -64,6 +64,10 @@ fn requests_are_written_and_read_back() {
         r#"{"id":7,"type":"remove_device","device":3}"#,
         &Request::RemoveDevice(DeviceNumber { device: 3 }),
     );
+    assert_request(
+        r#"{"id":7,"type":"rename_device","device":3,"label":"pc"}"#,
+        &Request::RenameDevice(DeviceName { device: 3, label: "pc".into() }),
+    );
 }
 
 #[test]
@@ -117,6 +121,23 @@ fn what_is_no_request_is_refused_with_its_id_where_it_has_one() {
     ] {
         let parsed = Request::parse(&format!(r#"{{"id":7,{fields}}}"#));
         assert!(matches!(parsed, Err(RequestError::Invalid { id: 7, .. })), "{fields}: {parsed:?}");
+    }
+}
+
+#[test]
+fn the_field_that_is_wrong_is_named() {
+    for (fields, named) in [
+        (r#""type":"ack","up_to":"x""#, "up_to: "),
+        (r#""type":"ack","x":{"up_to":[",\"y"]},"up_to":-1,"z":1"#, "up_to: "),
+        ("\n\"type\":\"fetch\",\n\"after\":1,\n\"limit\":true\n", "limit: "),
+        (r#""type":"set_identity","identity_key":"AQ","proof":"AQ""#, "identity_key: "),
+        (r#""type":"send","to":"user:bob","message_id":"m","copies":[{"device":1,"body":"?"}]"#, "copies: "),
+        (r#""type":"ack""#, "missing field `up_to`"),
+        (r#""type":"send","to":"user:bob","message_id":"m""#, "either copies or text"),
+    ] {
+        let parsed = Request::parse(&format!(r#"{{"id":7,{fields}}}"#));
+        let Err(RequestError::Invalid { message, .. }) = parsed else { panic!("{fields}: {parsed:?}") };
+        assert!(message.starts_with(named), "{fields}: {message}");
     }
 }
 
