@@ -124,7 +124,7 @@ mod tests {
             ("aux_port = 5349\n[tls]\nport = 5349", "`aux_port`"),
             ("aux_port = 0\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "`aux_port`"),
             ("[messaging]\nenabled = true\nport = 3478", "`messaging.port`"),
-            ("[messaging]\nenabled = true\ntls_port = 3479", "`messaging.tls_port`"),
+            ("[messaging]\nenabled = true\ntls_port = 5349\n[tls]\nport = 5349", "`messaging.tls_port`"),
             ("[gateway]\nserver_port = 4000\nhmac_port = 4000", "`gateway.server_port`"),
             ("[gateway]\nserver_listen = []\nserver_port = 4000", "`gateway.server_listen`"),
             ("[turn]\nrelay_addresses = ['192.0.2.1', '192.0.2.2']", "`turn.relay_addresses`"),

@@ -4,7 +4,7 @@ use super::account::Account;
 use super::error::{ClientError, RequestError};
 use super::event::{Event, ReceiptState, Sent};
 use super::keys::{DeviceCode, Fingerprint};
-use super::machine::{Answer, Machine, Operation, Output, Receive};
+use super::machine::{AccountChange, Answer, Machine, Operation, Output, Receive};
 use super::party_name::PartyName;
 use super::sending::Draft;
 use super::server_url::{ServerUrl, Socket};
@@ -70,7 +70,7 @@ enum Command {
     Ask(Box<Request>, Reply),
     LookUp(PartyName, Reply),
     AddDevice(DeviceCode, Reply),
-    RemoveDevice(i64, Reply),
+    ChangeAccount(AccountChange, Reply),
     Acknowledge(u64, Reply),
     Trust(PartyName, Fingerprint, Reply),
     Close,
@@ -141,6 +141,30 @@ impl Client {
         }
     }
 
+    /// Sends a message as [`Client::send`] does, and passes the events that arrive meanwhile to `on_event`.
+    pub(crate) async fn send_reporting(
+        &mut self,
+        to: &PartyName,
+        text: &str,
+        encrypted_only: bool,
+        mut on_event: impl FnMut(Event),
+    ) -> Result<Sent, RequestError> {
+        let (reply, mut answer) = oneshot::channel();
+        let draft = Draft { to: to.clone(), text: text.to_owned(), encrypted_only };
+        self.commands.send(Command::Send(draft, reply)).await.map_err(|_| RequestError::Ended)?;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return match answer {
+                    Ok(Ok(Answer::Sent(sent))) => Ok(sent),
+                    Ok(Err(error)) => Err(error),
+                    Ok(Ok(_)) | Err(_) => Err(RequestError::Ended),
+                },
+                Some(event) = self.events.recv() => on_event(event),
+            }
+        }
+    }
+
     /// Waits for the next event.
     ///
     /// # Errors
@@ -196,9 +220,9 @@ impl Client {
         self.command(|reply| Command::AddDevice(code, reply)).await.map(drop)
     }
 
-    /// Removes a device of this account and ends: for another device than this one, the session becomes one of the identity key.
-    pub(crate) async fn remove_device(self, device: i64) -> Result<(), RequestError> {
-        self.command(|reply| Command::RemoveDevice(device, reply)).await.map(drop)
+    /// Changes the account and ends: the session becomes one of the identity key, unless the change is of this device only.
+    pub(crate) async fn change_account(self, change: AccountChange) -> Result<(), RequestError> {
+        self.command(|reply| Command::ChangeAccount(change, reply)).await.map(drop)
     }
 
     /// Pins an identity key in place of the one before.
@@ -386,9 +410,9 @@ impl ClientTask {
                 let operation = self.operation(reply);
                 self.machine.add_device(operation, code, now);
             }
-            Some(Command::RemoveDevice(device, reply)) => {
+            Some(Command::ChangeAccount(change, reply)) => {
                 let operation = self.operation(reply);
-                self.machine.remove_device(operation, device, now);
+                self.machine.change_account(operation, change, now);
             }
             Some(Command::Acknowledge(number, reply)) => {
                 let operation = self.operation(reply);

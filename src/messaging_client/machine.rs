@@ -14,12 +14,13 @@ use super::state::{Change, State};
 use crate::clock::Now;
 use crate::messaging_wire::signing::Statement;
 use crate::messaging_wire::{
-    self, ClosingReason, DeviceNumber, Devices, Empty, ErrorBody, FixedBytes, Key, LoggedIn, Login,
-    LoginProof, OtherParty, Request, ServerFrame,
+    self, ClosingReason, DeviceName, DeviceNumber, Devices, Empty, ErrorBody, FixedBytes, Key, LoggedIn, Login,
+    LoginProof, OtherParty, Request, ServerFrame, SetPassword,
 };
 use rand_chacha::ChaCha20Rng;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Time limit of an answer, and of the server's first frame.
@@ -45,6 +46,23 @@ pub enum Receive {
 /// A request of the user, to tell answers apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Operation(pub(super) u64);
+
+/// A change of the account that needs the identity key, unless it is about this device.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum AccountChange {
+    /// Removes a device.
+    RemoveDevice(i64),
+    /// Gives a device another name.
+    RenameDevice(i64, String),
+    /// Sets the password.
+    SetPassword(String),
+}
+
+impl fmt::Debug for AccountChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AccountChange")
+    }
+}
 
 /// The answer to a request of the user.
 #[derive(Debug, Clone, PartialEq)]
@@ -308,9 +326,18 @@ impl Machine {
         self.challenge = challenge.0;
     }
 
-    /// Removes a device of the account: itself, or another one by the identity key.
-    pub(super) fn remove_device(&mut self, operation: Operation, device: i64, now: Now) {
-        if device != self.device {
+    /// Changes the account: this device by itself, everything else by the identity key.
+    pub(super) fn change_account(&mut self, operation: Operation, change: AccountChange, now: Now) {
+        let (device, request) = match change {
+            AccountChange::RemoveDevice(device) => {
+                (Some(device), Request::RemoveDevice(DeviceNumber { device }))
+            }
+            AccountChange::RenameDevice(device, label) => {
+                (Some(device), Request::RenameDevice(DeviceName { device, label }))
+            }
+            AccountChange::SetPassword(password) => (None, Request::SetPassword(SetPassword { password })),
+        };
+        if device != Some(self.device) {
             let Some(identity) = &self.account.keys.identity else {
                 return self.done(operation, Err(RequestError::NoIdentity));
             };
@@ -320,7 +347,7 @@ impl Machine {
             // Instead of the session of the device, which the client needs no more.
             self.request(&Request::Login(Login { user, proof }), Pending::Quiet, now);
         }
-        self.ask(operation, &Request::RemoveDevice(DeviceNumber { device }), now);
+        self.ask(operation, &request, now);
     }
 
     fn handle_ok(&mut self, id: u64, fields: Value, now: Now) {

@@ -5,7 +5,7 @@ use super::error::{ClientError, ErrorCode, RequestError};
 use super::event::{Event, Protection, ReceiptState, Sent};
 use super::keys::{Fingerprint, Keys, Secrets};
 use super::known_peers::Distrust;
-use super::machine::{Answer, LocalAccount, Machine, Operation, Output, Receive};
+use super::machine::{AccountChange, Answer, LocalAccount, Machine, Operation, Output, Receive};
 use super::party_name::PartyName;
 use super::sending::Draft;
 use super::state::State;
@@ -550,10 +550,10 @@ fn a_party_that_the_server_cannot_name_now_is_asked_for_again() {
 #[test]
 fn another_device_is_removed_by_the_identity_key_only() {
     let mut client = Client::online();
-    client.machine.remove_device(Operation(1), 1, client.now);
+    client.machine.change_account(Operation(1), AccountChange::RemoveDevice(1), client.now);
     client.drain();
     assert!(matches!(client.request().1, Request::RemoveDevice(number) if number.device == 1));
-    client.machine.remove_device(Operation(2), 5, client.now);
+    client.machine.change_account(Operation(2), AccountChange::RemoveDevice(5), client.now);
     client.drain();
     let (_, Request::Login(login)) = &client.requests[0] else { panic!("{:?}", client.requests) };
     let messaging_wire::LoginProof::Identity(signature) = &login.proof else { panic!("{login:?}") };

@@ -69,6 +69,7 @@ pub use event::{Event, Protection, ReceiptState, ReceivedMessage, Sent};
 pub(crate) use keys::{DeviceCode, DeviceCodeError};
 pub use keys::{Fingerprint, FingerprintError};
 pub use known_peers::Distrust;
+pub(crate) use machine::AccountChange;
 pub use machine::Receive;
 pub use party_name::{PartyName, PartyNameError};
 pub use server_url::{ServerUrl, ServerUrlError};

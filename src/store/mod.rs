@@ -26,6 +26,8 @@
 
 mod account;
 mod error;
+#[cfg(test)]
+mod limit_tests;
 mod mailbox;
 mod memory;
 mod party;

@@ -1,11 +1,12 @@
 //! The tests that every store passes.
 
+use super::limit_tests::*;
 use super::*;
 use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A store and what it needs while it is used.
-struct TestStore {
+pub(super) struct TestStore {
     store: Arc<dyn Store>,
     _folder: Option<TempDir>,
 }
@@ -19,7 +20,7 @@ impl std::ops::Deref for TestStore {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Memory,
     Sqlite,
 }
@@ -29,7 +30,7 @@ impl Kind {
         self.open_with(StoreLimits::default())
     }
 
-    fn open_with(self, limits: StoreLimits) -> TestStore {
+    pub(super) fn open_with(self, limits: StoreLimits) -> TestStore {
         match self {
             Self::Memory => TestStore { store: Arc::new(MemoryStore::new(limits, [7; 32])), _folder: None },
             Self::Sqlite => {
@@ -91,13 +92,13 @@ for_every_store! {
 }
 
 /// Waits for a call.
-fn wait<T>(future: StoreFuture<T>) -> Result<T, StoreError> {
+pub(super) fn wait<T>(future: StoreFuture<T>) -> Result<T, StoreError> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
 /// Waits for a call that succeeds.
 #[track_caller]
-fn done<T>(future: StoreFuture<T>) -> T {
+pub(super) fn done<T>(future: StoreFuture<T>) -> T {
     wait(future).unwrap()
 }
 
@@ -108,15 +109,17 @@ macro_rules! assert_fails {
     };
 }
 
-const NOW: u64 = 1_700_000_000_000;
+pub(super) use assert_fails;
+
+pub(super) const NOW: u64 = 1_700_000_000_000;
 const MONTH: u64 = 30 * 24 * 3600 * 1000;
 const ALL: PageSize = PageSize { messages: 1_000_000, bytes: 1 << 30 };
 
-fn user(name: &str) -> Party {
+pub(super) fn user(name: &str) -> Party {
     Party::User(name.to_owned())
 }
 
-fn account(name: &str) -> Account {
+pub(super) fn account(name: &str) -> Account {
     Account { name: name.to_owned(), password_hash: None, identity_key: None, created_at_ms: NOW }
 }
 
@@ -132,7 +135,7 @@ fn device(account: &str, key: u8) -> NewAccountDevice {
 }
 
 /// A message of user `sender` with the id and body `text`.
-fn message(sender: &str, text: &str, mailboxes: &[MailboxId]) -> NewMessage {
+pub(super) fn message(sender: &str, text: &str, mailboxes: &[MailboxId]) -> NewMessage {
     let copy = |mailbox: &MailboxId| MessageCopy {
         mailbox: *mailbox,
         is_encrypted: false,
@@ -148,12 +151,12 @@ fn message(sender: &str, text: &str, mailboxes: &[MailboxId]) -> NewMessage {
     }
 }
 
-fn open(store: &TestStore, name: &str) -> MailboxId {
+pub(super) fn open(store: &TestStore, name: &str) -> MailboxId {
     done(store.open_mailbox(&user(name))).id
 }
 
 /// The ids of the messages in a mailbox.
-fn ids(store: &TestStore, mailbox: MailboxId) -> Vec<String> {
+pub(super) fn ids(store: &TestStore, mailbox: MailboxId) -> Vec<String> {
     done(store.messages(mailbox, 0, ALL)).into_iter().map(|message| message.message_id).collect()
 }
 
@@ -461,79 +464,6 @@ fn a_mailbox_is_full_by_bytes_too(kind: Kind) {
     assert_eq!(done(store.mailbox(alice)).bytes, 3);
 }
 
-fn one_sender_has_a_quarter_of_a_mailbox_unless_it_is_a_contact(kind: Kind) {
-    let strangers = StrangerLimits::of(8, 400);
-    let store = kind.open_with(StoreLimits {
-        messages_per_mailbox: 8,
-        bytes_per_mailbox: 400,
-        strangers: StrangerLimits { bytes_per_sender: 100, ..strangers },
-        ..StoreLimits::default()
-    });
-    let [alice, bob] = two_devices(&store);
-    for text in ["one", "two"] {
-        done(store.append(message("mallory", text, &[alice.mailbox, bob.mailbox])));
-    }
-    let third = || store.append(message("mallory", "three", &[alice.mailbox]));
-    let refused = wait(third());
-    let share = |id| matches!(id, Err(StoreError::Full(Full::SenderShare(id))) if id == alice.mailbox);
-    assert!(share(refused));
-    assert_eq!(done(store.append(message("mallory", "two", &[alice.mailbox]))), [Appended::Duplicate]);
-    let mut lamp = message("mallory", "three", &[alice.mailbox]);
-    lamp.sender = Party::Device("mallory".to_owned());
-    done(store.append(lamp));
-    let long = message("carol", &"x".repeat(101), &[alice.mailbox]);
-    assert!(share(wait(store.append(long))), "by bytes too");
-    done(store.acknowledge(alice.mailbox, Acknowledgement::Sequences(vec![1]), NOW));
-    done(third());
-    assert!(share(wait(store.append(message("mallory", "four", &[alice.mailbox])))));
-    assert_fails!(store.append(message("mallory", "x", &[bob.mailbox])), StoreError::Full(_));
-    done(store.insert_contact(&user("alice"), &user("mallory")));
-    for text in ["four", "five", "six", "seven"] {
-        done(store.append(message("mallory", text, &[alice.mailbox])));
-    }
-    done(store.append(message("alice", "a note of the owner", &[alice.mailbox])));
-    assert_fails!(
-        store.append(message("mallory", "nine", &[alice.mailbox])),
-        StoreError::Full(Full::Mailbox(_))
-    );
-    assert_fails!(store.append(message("mallory", "x", &[bob.mailbox])), StoreError::Full(_));
-}
-
-fn a_part_of_a_mailbox_is_kept_for_contacts(kind: Kind) {
-    let store = kind.open_with(StoreLimits {
-        messages_per_mailbox: 4,
-        strangers: StrangerLimits::of(4, 1000),
-        ..StoreLimits::default()
-    });
-    let alice = open(&store, "alice");
-    for sender in ["a", "b", "c"] {
-        done(store.append(message(sender, "hello", &[alice])));
-    }
-    let refused = wait(store.append(message("d", "hello", &[alice])));
-    assert!(matches!(refused, Err(StoreError::Full(Full::Mailbox(id))) if id == alice), "{refused:?}");
-    done(store.insert_contact(&user("alice"), &user("friend")));
-    done(store.append(message("friend", "hello", &[alice])));
-    done(store.acknowledge(alice, Acknowledgement::UpTo(2), NOW));
-    done(store.append(message("d", "hello", &[alice])));
-}
-
-fn a_full_store_refuses_messages_until_some_are_removed(kind: Kind) {
-    let store = kind.open_with(StoreLimits { stored_bytes: 1 << 20, ..StoreLimits::default() });
-    let (alice, bob) = (open(&store, "alice"), open(&store, "bob"));
-    let large = |number: usize, mailbox| {
-        let mut large = message("carol", &number.to_string(), &[mailbox]);
-        large.copies[0].body = vec![1; 50_000].into();
-        store.append(large)
-    };
-    let stored = (0..100).take_while(|number| wait(large(*number, alice)).is_ok()).count();
-    assert!((12..=20).contains(&stored), "{stored}");
-    assert_fails!(large(100, bob), StoreError::Full(Full::Store));
-    done(store.insert_account(account("dave")));
-    done(store.acknowledge(alice, Acknowledgement::UpTo(3), NOW));
-    done(large(100, bob));
-    assert_eq!(ids(&store, bob), ["100"]);
-}
-
 fn what_is_too_long_is_refused(kind: Kind) {
     let store = kind.open();
     let alice = open(&store, "alice");
@@ -582,7 +512,7 @@ fn an_acknowledgement_removes_up_to_a_number_or_some_numbers(kind: Kind) {
 }
 
 /// Creates two accounts with one device each.
-fn two_devices(store: &TestStore) -> [AccountDevice; 2] {
+pub(super) fn two_devices(store: &TestStore) -> [AccountDevice; 2] {
     ["alice", "bob"].map(|name| {
         done(store.insert_account(account(name)));
         done(store.insert_account_device(device(name, 1)))

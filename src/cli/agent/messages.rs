@@ -1,4 +1,4 @@
-//! The commands of `agent` for messages: `login`, `msg`, `inbox`, `contacts`, `devices`.
+//! The commands of `agent` for messages: `login`, `msg`, `inbox`, `contacts`, `devices`, `password`.
 
 mod account;
 mod contacts;
@@ -7,6 +7,7 @@ mod error;
 mod inbox;
 mod login;
 mod msg;
+mod password;
 
 use super::OutputOptions;
 use super::error::CommandError;
@@ -27,6 +28,8 @@ pub(super) enum MessagesCommand {
     Contacts(contacts::Contacts),
     /// Show the devices of your account, or the fingerprint of another user
     Devices(devices::Devices),
+    /// Set the password of your account, with which clients of the TCP protocol can log in too; needs TLS
+    Password(password::Password),
 }
 
 impl MessagesCommand {
@@ -37,6 +40,7 @@ impl MessagesCommand {
             Self::Inbox(inbox) => inbox.output(),
             Self::Contacts(contacts) => contacts.output(),
             Self::Devices(devices) => devices.output(),
+            Self::Password(password) => password.output(),
         }
     }
 
@@ -48,6 +52,7 @@ impl MessagesCommand {
             Self::Inbox(inbox) => inbox.run(report).await,
             Self::Contacts(contacts) => contacts.run(report).await,
             Self::Devices(devices) => devices.run(report).await,
+            Self::Password(password) => password.run(report).await,
         }
     }
 }

@@ -236,6 +236,8 @@ fn a_second_device_is_linked_and_removed() {
     laptop.ok(&["devices", "remove", number.unwrap()]);
     assert!(!laptop.ok(&["devices"]).stdout.contains("phone"));
     phone.refused(&["inbox"], "the server refused");
+    laptop.ok(&["devices", "rename", "2", "lap top"]);
+    assert!(laptop.ok(&["devices"]).stdout.contains("  lap top  (this device)\n"));
     // Added again it has another mailbox.
     laptop.ok(&["devices", "add", code["code"].as_str().unwrap()]);
     let inbox = phone.inbox();
@@ -262,7 +264,7 @@ fn a_refused_registration_and_an_unreachable_address_leave_nothing_in_the_way() 
     assert_eq!(dora.run(&["login", &host, "dora"]).code, Some(5));
     dora.ok(&["login", &dora.server, "dora"]);
     let password = dora.run(&["login", &dora.server, "dora", "--password"]);
-    assert!(password.code == Some(2) && password.stderr.contains("registration"), "{password:?}");
+    assert!(password.code == Some(2) && password.stderr.contains("agent password"), "{password:?}");
 }
 
 #[test]
@@ -323,10 +325,18 @@ fn an_account_with_a_password_gets_keys_inside_tls_only() {
     bob.ok(&["login", &bob.server, "bob", "--ca", ca]);
     bob.ok(&["msg", "alice", "hello"]);
     assert!(secure.inbox().stdout.ends_with("  bob  hello\n"));
+    fs::write(&file, "another secret\n").unwrap();
+    let set = secure.ok(&["password", "--password-file", &file]);
+    assert!(set.stderr.contains("Password set"), "{set:?}");
     let other = Home::at(server.address.to_string());
     other.refused(
         &["login", &other.server, "alice", "--ca", ca, "--password-file", &file],
         "the account has keys already",
+    );
+    fs::write(&file, "secret\n").unwrap();
+    other.refused(
+        &["login", &other.server, "alice", "--ca", ca, "--password-file", &file],
+        "the account, the key or the password is wrong",
     );
     other.refused(&["login", &other.server, "alice", "--ca", ca], "taken");
 }
@@ -342,16 +352,31 @@ fn contacts_are_listed_and_mistakes_are_explained() {
     assert!(unknown.code == Some(3) && unknown.stderr.contains("there is no nobody"), "{unknown:?}");
     let empty = alice.run(&["msg", "bob"]);
     assert!(empty.code == Some(2) && empty.stderr.contains("empty"), "{empty:?}");
+    let empty = alice.run(&["msg", "bob", ""]);
+    assert!(empty.code == Some(2) && empty.stderr.contains("empty"), "{empty:?}");
     let long = alice.run_with(&["msg", "bob"], &"x".repeat(70_000), Stdio::piped());
-    assert!(long.code == Some(2) && long.stderr.contains("too long"), "{long:?}");
-    alice.ok(&["contacts", "add", "bob"]);
+    assert!(long.code == Some(2) && long.stderr.contains("at most 64000 bytes"), "{long:?}");
+    let label = nobody.run(&["login", &nobody.server, "lab", "--label", "x\u{1b}[31m"]);
+    assert!(label.code == Some(2) && label.stderr.contains("no control characters"), "{label:?}");
+    let no_certificate = alice.file("account.json");
+    let ca = nobody.run(&["login", &nobody.server, "lab", "--ca", no_certificate.to_str().unwrap()]);
+    assert!(ca.code == Some(2) && ca.stderr.contains("no certificate"), "{ca:?}");
+    let account = alice.run(&["inbox", "--account", "nobody@ws://nowhere"]);
+    assert!(
+        account.code == Some(2) && account.stderr.contains("no account nobody@ws://nowhere"),
+        "{account:?}"
+    );
+    let added = alice.run(&["contacts", "add", "nobody"]);
+    assert!(added.code == Some(3) && added.stderr.contains("there is no nobody"), "{added:?}");
+    assert_eq!(alice.ok(&["contacts"]).stdout, "");
+    assert!(alice.ok(&["contacts", "add", "bob"]).stderr.ends_with("Added    bob\n"));
     bob.ok(&["contacts", "add", "alice"]);
     assert_eq!(alice.ok(&["contacts"]).stdout, "offline  bob\n");
     let follower = Proc::start("bob's inbox", bob.command(&["inbox", "--follow"]), Stdout::Lines);
     alice.ok(&["msg", "bob", "hello", "--wait=60"]);
     assert_eq!(alice.ok(&["contacts"]).stdout, "online   bob\n");
     drop(follower);
-    alice.ok(&["contacts", "remove", "bob"]);
+    assert_eq!(alice.ok(&["contacts", "remove", "bob"]).stderr, "Removed  bob\n");
     assert_eq!(alice.ok(&["contacts"]).stdout, "");
     // The second account of this machine, and the first one by its name.
     alice.ok(&["login", &alice.server, "carl"]);
@@ -360,4 +385,24 @@ fn contacts_are_listed_and_mistakes_are_explained() {
     assert!(alice.ok(&["devices", "--account", &account]).stdout.starts_with("alice  "));
     assert!(alice.ok(&["login", &alice.server, "alice"]).stderr.contains("logged in"));
     assert!(alice.ok(&["devices"]).stdout.starts_with("alice  "));
+}
+
+#[test]
+fn an_inbox_that_cannot_remember_what_it_has_shown_says_why() {
+    let server = server();
+    let (alice, bob) = (Home::registered(&server, "alice"), Home::registered(&server, "bob"));
+    alice.ok(&["msg", "bob", "hello"]);
+    assert!(bob.inbox().stdout.ends_with("hello\n"));
+    alice.ok(&["msg", "bob", "again"]);
+    // In place of the file that is replaced: also who may do anything cannot write it.
+    let state = bob.file("state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    let lock = state.with_file_name("state.lock");
+    fs::remove_file(&lock).unwrap();
+    fs::create_dir(&lock).unwrap();
+    let run = bob.run(&["inbox"]);
+    assert!(run.code == Some(1) && run.stderr.contains("state.lock"), "{run:?}");
+    fs::remove_dir(&lock).unwrap();
+    assert_eq!(fs::read_to_string(&state).unwrap(), text);
+    assert!(bob.inbox().stdout.ends_with("again\n"), "it comes again");
 }

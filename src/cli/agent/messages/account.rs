@@ -3,8 +3,11 @@
 use super::error::MessagingError;
 use crate::cli::agent::OutputOptions;
 use crate::cli::agent::error::CommandError;
-use crate::messaging_client::{Account, Client, PartyName, Receive, ServerUrl};
+use crate::cli::agent::escape;
+use crate::cli::agent::report::{Reporter, VERSION};
+use crate::messaging_client::{Account, Client, Fingerprint, PartyName, Receive, RequestError, ServerUrl};
 use clap::Args;
+use serde_json::json;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,7 +44,10 @@ impl StateFolder {
             (Some(state), ..) => state.clone(),
             (None, Some(base), _) if !base.is_empty() => Path::new(&base).join("ginnel-agent"),
             (None, _, Some(home)) => home.join(".local/state/ginnel-agent"),
-            _ => return Err(MessagingError::NoStateFolder),
+            _ => {
+                let what = "there is no home folder for the account";
+                return Err(MessagingError::Input { what, hint: "--state DIR" });
+            }
         };
         Ok(state.join(ACCOUNTS))
     }
@@ -62,11 +68,14 @@ impl StateFolder {
         let path = self.accounts()?.join(DEFAULT);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MessagingError::NoAccount),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(MessagingError::NoAccount(None));
+            }
             Err(source) => return Err(MessagingError::State { path, source }),
         };
-        let (server, user) = text.trim_end_matches('\n').split_once('\n').ok_or(MessagingError::NoAccount)?;
-        Ok((server.parse().map_err(|_| MessagingError::NoAccount)?, user.to_owned()))
+        let (server, user) =
+            text.trim_end_matches('\n').split_once('\n').ok_or(MessagingError::NoAccount(None))?;
+        Ok((server.parse().map_err(|_| MessagingError::NoAccount(None))?, user.to_owned()))
     }
 }
 
@@ -84,7 +93,7 @@ impl AccountOptions {
             None => self.state.default_account()?,
         };
         let folder = self.state.folder_of(&server, &user)?;
-        Account::open(&folder)?.ok_or(MessagingError::NoAccount)
+        Account::open(&folder)?.ok_or_else(|| MessagingError::NoAccount(self.account.clone()))
     }
 
     /// Opens the account and connects.
@@ -93,6 +102,27 @@ impl AccountOptions {
         let client = Client::connect(&account, receive).await.map_err(MessagingError::from)?;
         Ok((account, client))
     }
+}
+
+/// Returns why a request failed; of a client that has ended, why that has.
+pub(super) async fn cause(client: &mut Client, error: RequestError) -> MessagingError {
+    if error == RequestError::Ended {
+        loop {
+            if let Err(error) = client.next_event().await {
+                return error.into();
+            }
+        }
+    }
+    error.into()
+}
+
+/// Reports an identity key that was pinned.
+pub(super) fn report_pinned(report: &Reporter, party: &PartyName, fingerprint: &Fingerprint) {
+    let (party, fingerprint) = (party.to_string(), fingerprint.to_string());
+    report.write(
+        || format!("New key  of {}: {fingerprint}", escape::name(&party)),
+        || json!({"v": VERSION, "t": "pinned", "party": party, "fingerprint": fingerprint}),
+    );
 }
 
 /// Parses the name of a user or a device of the TCP protocol.

@@ -6,7 +6,7 @@ use crate::cli::agent::OutputOptions;
 use crate::cli::agent::error::CommandError;
 use crate::cli::agent::escape;
 use crate::cli::agent::report::{Reporter, VERSION};
-use crate::messaging_client::{Contact, PartyName, Receive};
+use crate::messaging_client::{Client, Contact, ErrorCode, PartyName, Receive, RequestError};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::io::{self, Write};
@@ -48,14 +48,33 @@ impl Contacts {
                 let contacts = client.contacts().await.map_err(MessagingError::from)?;
                 write_contacts(&contacts, report).map_err(CommandError::Output)?;
             }
-            Some(Action::Add { name }) => client.add_contact(name).await.map_err(MessagingError::from)?,
+            Some(Action::Add { name }) => {
+                add(&client, name).await?;
+                report_change(report, "Added    ", "contact_added", name);
+            }
             Some(Action::Remove { name }) => {
                 client.remove_contact(name).await.map_err(MessagingError::from)?;
+                report_change(report, "Removed  ", "contact_removed", name);
             }
         }
         client.close().await.map_err(MessagingError::from)?;
         Ok(0)
     }
+}
+
+/// Adds a contact that exists: the server accepts any name.
+async fn add(client: &Client, name: &PartyName) -> Result<(), MessagingError> {
+    if let Err(error @ RequestError::Refused { code: ErrorCode::NotFound, .. }) = client.devices(name).await {
+        return Err(error.into());
+    }
+    Ok(client.add_contact(name).await?)
+}
+
+fn report_change(report: &Reporter, what: &str, code: &str, name: &PartyName) {
+    report.write(
+        || format!("{what}{}", escape::name(&name.to_string())),
+        || json!({"v": VERSION, "t": code, "party": name.to_string()}),
+    );
 }
 
 fn write_contacts(contacts: &[Contact], report: &Reporter) -> io::Result<()> {

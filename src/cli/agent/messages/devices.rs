@@ -2,12 +2,14 @@
 
 use super::account::{AccountOptions, party, utc};
 use super::error::MessagingError;
-use super::login::{DeviceOptions, parse_account};
+use super::login::{DeviceOptions, label, parse_account};
 use crate::cli::agent::OutputOptions;
 use crate::cli::agent::error::CommandError;
 use crate::cli::agent::escape;
 use crate::cli::agent::report::{Reporter, VERSION};
-use crate::messaging_client::{Account, DeviceCode, Fingerprint, PartyDevices, PartyName, Receive};
+use crate::messaging_client::{
+    Account, AccountChange, DeviceCode, Fingerprint, PartyDevices, PartyName, Receive,
+};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::io::{self, Write};
@@ -42,6 +44,16 @@ enum Action {
         #[command(flatten)]
         account: AccountOptions,
     },
+    /// Give a device of your account another name
+    Rename {
+        /// Its number, which `agent devices` shows
+        number: i64,
+        /// The name
+        #[arg(value_parser = label)]
+        label: String,
+        #[command(flatten)]
+        account: AccountOptions,
+    },
     /// Print the code with which your account adds this machine
     Request {
         /// The server, as for `agent login`
@@ -73,7 +85,10 @@ impl Devices {
         match &self.action {
             None => &self.account.output,
             Some(
-                Action::Add { account, .. } | Action::Remove { account, .. } | Action::Trust { account, .. },
+                Action::Add { account, .. }
+                | Action::Remove { account, .. }
+                | Action::Rename { account, .. }
+                | Action::Trust { account, .. },
             ) => &account.output,
             Some(Action::Request { device, .. }) => &device.output,
         }
@@ -86,11 +101,16 @@ impl Devices {
             Some(Action::Remove { number, account }) => {
                 remove(&account, number, report).await?;
             }
+            Some(Action::Rename { number, label, account }) => {
+                rename(&account, number, label, report).await?;
+            }
             Some(Action::Request { server, user, device }) => request(&server, &user, &device, report)?,
             Some(Action::Trust { name, fingerprint, account }) => {
-                let fingerprint: Fingerprint = fingerprint.join(" ").parse().map_err(|_| {
-                    MessagingError::Input("a fingerprint has 8 groups of 4 hexadecimal digits")
-                })?;
+                let fingerprint: Fingerprint =
+                    fingerprint.join(" ").parse().map_err(|_| MessagingError::Input {
+                        what: "a fingerprint has 8 groups of 4 hexadecimal digits",
+                        hint: "agent devices trust NAME FINGERPRINT     `agent devices` shows it on the user's own device",
+                    })?;
                 trust(&account, &name, fingerprint).await?;
             }
         }
@@ -103,15 +123,33 @@ async fn remove(options: &AccountOptions, number: i64, report: &Reporter) -> Res
     let found = client.devices(&account.party()).await.map_err(MessagingError::from)?;
     let own_key = account.signing_key().map_err(MessagingError::from)?;
     if found.devices.iter().any(|device| device.device == number && device.signing_key.0 == own_key) {
-        return Err(MessagingError::Input(
-            "this is the device that you use: without it you cannot log in again",
-        )
+        return Err(MessagingError::Input {
+            what: "this is the device that you use: without it you cannot log in again",
+            hint: "agent devices     shows the numbers of the others",
+        }
         .into());
     }
-    client.remove_device(number).await.map_err(MessagingError::from)?;
+    let change = AccountChange::RemoveDevice(number);
+    client.change_account(change).await.map_err(MessagingError::from)?;
     report.write(
         || format!("Removed  device {number}"),
         || json!({"v": VERSION, "t": "device_removed", "device": number}),
+    );
+    Ok(())
+}
+
+async fn rename(
+    options: &AccountOptions,
+    number: i64,
+    label: String,
+    report: &Reporter,
+) -> Result<(), CommandError> {
+    let (_, client) = options.connect(Receive::Nothing).await?;
+    let change = AccountChange::RenameDevice(number, label.clone());
+    client.change_account(change).await.map_err(MessagingError::from)?;
+    report.write(
+        || format!("Renamed  device {number} to {}", escape::line(&label)),
+        || json!({"v": VERSION, "t": "device_renamed", "device": number, "label": label}),
     );
     Ok(())
 }
@@ -124,7 +162,8 @@ async fn trust(
 ) -> Result<(), CommandError> {
     let (account, client) = options.connect(Receive::Nothing).await?;
     if *name == account.party() {
-        return Err(MessagingError::Input("this is your own account").into());
+        let (what, hint) = ("this is your own account", "agent devices trust NAME     of another user");
+        return Err(MessagingError::Input { what, hint }.into());
     }
     let before = account.pinned(name).map_err(MessagingError::from)?;
     client.trust(name, fingerprint).await.map_err(MessagingError::from)?;

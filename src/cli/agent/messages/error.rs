@@ -8,14 +8,15 @@ use std::path::PathBuf;
 /// Why a messaging command failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli::agent) enum MessagingError {
-    #[error("there is no account on this machine")]
-    NoAccount,
-    #[error("there is no home folder for the account")]
-    NoStateFolder,
+    /// With the account that was named, if one was.
+    #[error("there is no account {}on this machine", .0.as_ref().map(|name| format!("{name} ")).unwrap_or_default())]
+    NoAccount(Option<String>),
     #[error("{0} is no server")]
     Server(String),
-    #[error("{0}")]
-    Input(&'static str),
+    #[error("{what}")]
+    Input { what: &'static str, hint: &'static str },
+    #[error("the server has not confirmed the message within {0} s")]
+    NotStored(u64),
     #[error("not delivered within {0} s")]
     NotDelivered(u64),
     #[error("{}: {source}", path.display())]
@@ -28,16 +29,23 @@ pub(in crate::cli::agent) enum MessagingError {
 
 const LOGIN: &str = "agent login SERVER USER     SERVER runs `ginnel serve` with `messaging.enabled = true`";
 const LINK: &str = "if the account is yours: `agent devices request SERVER USER` here, and `agent devices add CODE` on a device of the account";
+const TOO_LONG: &str =
+    "send a shorter text: at most 64000 bytes; to four and more devices 180000 bytes divided by their number";
+const ACCOUNT: &str = "--account USER@SERVER as `agent login` printed them, such as alice@ws://im.example:3478; without it the last one is used";
 const TRUST: &str = "ask the other side for the fingerprint that `agent devices` shows there; if it is the new one: agent devices trust NAME FINGERPRINT";
 
 impl MessagingError {
     pub(in crate::cli::agent) fn describe(&self) -> Description {
         match self {
-            Self::NoAccount | Self::Server(_) => description(2, "usage", "usage", LOGIN),
-            Self::NoStateFolder => description(2, "usage", "usage", "--state DIR"),
-            Self::Input(_) => {
-                description(2, "usage", "usage", "agent msg NAME TEXT     or the text on standard input")
-            }
+            Self::NoAccount(None) | Self::Server(_) => description(2, "usage", "usage", LOGIN),
+            Self::NoAccount(Some(_)) => description(2, "usage", "usage", ACCOUNT),
+            Self::Input { hint, .. } => description(2, "usage", "usage", hint),
+            Self::NotStored(_) => description(
+                6,
+                "server",
+                "timed_out",
+                "it may be stored nevertheless: sent again it has another id, and may arrive twice",
+            ),
             Self::NotDelivered(_) => description(
                 6,
                 "delivery",
@@ -59,6 +67,9 @@ fn describe_client(error: &ClientError) -> Description {
             description(4, "server", "replaced", "end the other `agent inbox` of this account")
         }
         ClientError::DeviceRemoved => description(4, "server", "device_removed", LINK),
+        ClientError::Storage { source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+            description(1, "local", "busy", "wait until the other `agent` has ended")
+        }
         ClientError::Storage { .. } => {
             description(1, "local", "local", "another folder: --state DIR, or move the account's folder away")
         }
@@ -69,6 +80,12 @@ fn describe_client(error: &ClientError) -> Description {
 fn describe_unreachable(error: &io::Error) -> Description {
     match error.kind() {
         io::ErrorKind::TimedOut => description(6, "server", "timed_out", SERVER_TIMED_OUT),
+        io::ErrorKind::InvalidData if error.to_string().contains("not valid for name") => description(
+            5,
+            "server",
+            "certificate",
+            "use the name that the certificate is for; or ws://HOST without TLS: the network then sees who writes to whom",
+        ),
         io::ErrorKind::InvalidData => description(
             5,
             "server",
@@ -148,7 +165,7 @@ fn describe_request(error: &RequestError) -> Description {
         RequestError::NotEncrypted { .. } => {
             description(4, "trust", "not_encrypted", "leave out --encrypted-only to send it in plaintext")
         }
-        RequestError::TooLong => description(2, "usage", "too_long", "send a shorter text"),
+        RequestError::TooLong => description(2, "usage", "too_long", TOO_LONG),
         RequestError::Disconnected => description(7, "connection", "lost", "try again"),
         RequestError::NoIdentity => {
             description(4, "local", "no_identity", "run it on the device that registered the account")

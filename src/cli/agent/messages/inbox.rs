@@ -1,6 +1,6 @@
 //! `agent inbox`: shows messages and receipts.
 
-use super::account::{AccountOptions, utc};
+use super::account::{AccountOptions, cause, report_pinned, utc};
 use super::error::MessagingError;
 use super::msg::report_receipt;
 use crate::cli::agent::error::CommandError;
@@ -85,10 +85,12 @@ async fn show_all(client: &mut Client, report: &Reporter) -> Result<Shown, Comma
     Ok(shown)
 }
 
-async fn acknowledge(client: &Client, shown: &mut Shown) -> Result<(), CommandError> {
+async fn acknowledge(client: &mut Client, shown: &mut Shown) -> Result<(), CommandError> {
     if let Some(number) = shown.unacknowledged.take() {
         io::stdout().flush().map_err(CommandError::Output)?;
-        client.acknowledge(number).await.map_err(MessagingError::from)?;
+        if let Err(error) = client.acknowledge(number).await {
+            return Err(cause(client, error).await.into());
+        }
     }
     shown.since_acknowledgement = 0;
     Ok(())
@@ -111,11 +113,7 @@ fn show(event: Event, report: &Reporter, shown: &mut Shown) -> Result<(), Comman
             number
         }
         Event::Pinned { party, fingerprint } => {
-            let (party, fingerprint) = (party.to_string(), fingerprint.to_string());
-            report.write(
-                || format!("New key  of {}: {fingerprint}", escape::name(&party)),
-                || json!({"v": VERSION, "t": "pinned", "party": party, "fingerprint": fingerprint}),
-            );
+            report_pinned(report, &party, &fingerprint);
             return Ok(());
         }
         Event::MailboxReset => {

@@ -12,7 +12,11 @@ use crate::messaging_client::{
 };
 use clap::Args;
 use serde_json::json;
+use std::io;
 use std::path::PathBuf;
+
+/// Longest name of a device, in bytes.
+const MAX_LABEL: usize = 128;
 
 /// Options of `agent login`.
 #[derive(Debug, Args)]
@@ -35,7 +39,7 @@ pub(in crate::cli::agent) struct Login {
 #[derive(Debug, Args)]
 pub(super) struct DeviceOptions {
     /// The name of this device, which your other devices see [default: the name of this machine]
-    #[arg(long)]
+    #[arg(long, value_parser = label)]
     label: Option<String>,
     /// File of CA certificates (PEM) to trust instead of the system's
     #[arg(long, value_name = "FILE")]
@@ -61,13 +65,21 @@ impl DeviceOptions {
     }
 }
 
+/// Parses the name of a device.
+pub(super) fn label(text: &str) -> Result<String, String> {
+    match (1..=MAX_LABEL).contains(&text.len()) && !text.chars().any(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err("a device's name has 1 to 128 bytes and no control characters".to_owned()),
+    }
+}
+
 /// Reads a file of certificates, which may be long.
 fn read_pem(file: &PathBuf) -> Result<String, UsageError> {
-    std::fs::read_to_string(file).map_err(|source| UsageError::File {
-        option: "--ca",
-        file: file.display().to_string(),
-        source,
-    })
+    let read = std::fs::read_to_string(file).and_then(|text| match text.contains("-----BEGIN CERTIFICATE") {
+        true => Ok(text),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "there is no certificate (PEM) in it")),
+    });
+    read.map_err(|source| UsageError::File { option: "--ca", file: file.display().to_string(), source })
 }
 
 fn host_name() -> Option<String> {
@@ -79,7 +91,8 @@ fn host_name() -> Option<String> {
 /// Parses a server and a user, as `agent login` and `agent devices request` take them.
 pub(super) fn parse_account(server: &str, user: &str) -> Result<ServerUrl, MessagingError> {
     if crate::messaging_client::PartyName::user(user).is_err() {
-        return Err(MessagingError::Input("a user name has 1 to 128 bytes and no control characters"));
+        let what = "a user name has 1 to 128 bytes and no control characters";
+        return Err(MessagingError::Input { what, hint: "agent login SERVER USER" });
     }
     server.parse().map_err(|_| MessagingError::Server(server.to_owned()))
 }
@@ -103,12 +116,14 @@ impl Login {
     /// What only a registration can set must not seem to be done.
     fn refuse_registration_options(&self) -> Result<(), MessagingError> {
         match (self.password || self.password_file.is_some(), self.device.label.is_some()) {
-            (true, _) => Err(MessagingError::Input(
-                "this account is registered: a password is set by its registration only",
-            )),
-            (_, true) => Err(MessagingError::Input(
-                "this device is registered: its label is set by its registration only",
-            )),
+            (true, _) => Err(MessagingError::Input {
+                what: "this account is registered: another command sets its password",
+                hint: "agent password",
+            }),
+            (_, true) => Err(MessagingError::Input {
+                what: "this device is registered: another command changes its label",
+                hint: "agent devices rename N LABEL     `agent devices` shows N",
+            }),
             _ => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! `agent msg`: sends one message.
 
-use super::account::{AccountOptions, party};
+use super::account::{AccountOptions, cause, party, report_pinned};
 use super::error::MessagingError;
 use crate::cli::agent::error::CommandError;
 use crate::cli::agent::escape;
@@ -8,7 +8,7 @@ use crate::cli::agent::report::{Reporter, VERSION};
 use crate::cli::agent::terminal::interrupted;
 use crate::cli::agent::{INTERRUPTED, OutputOptions};
 use crate::messaging_client::{
-    Client, ClientError, Event, PartyName, Protection, ReceiptState, Receive, RequestError, Sent,
+    Client, ClientError, Event, PartyName, Protection, ReceiptState, Receive, Sent,
 };
 use clap::Args;
 use serde_json::json;
@@ -18,6 +18,8 @@ use tokio::time::{interval, timeout};
 
 /// Longest text that is read.
 const MAX_TEXT: u64 = 128 * 1024;
+const EMPTY: &str = "the message is empty";
+const USAGE: &str = "agent msg NAME TEXT     or the text on standard input";
 /// How long a message may take to be stored.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the receipts of another `agent inbox` are read.
@@ -47,19 +49,21 @@ impl Msg {
     }
 
     fn text(&self, report: &Reporter) -> Result<String, MessagingError> {
+        let input = |what| MessagingError::Input { what, hint: USAGE };
         if !self.text.is_empty() {
-            return Ok(self.text.join(" "));
+            let text = self.text.join(" ");
+            return if text.is_empty() { Err(input(EMPTY)) } else { Ok(text) };
         }
         if io::stdin().is_terminal() {
             report.note("type the message; Ctrl-D at the start of a line ends it");
         }
         let mut bytes = Vec::new();
         let read = io::stdin().lock().take(MAX_TEXT).read_to_end(&mut bytes);
-        read.map_err(|_| MessagingError::Input("cannot read standard input"))?;
-        let text = String::from_utf8(bytes).map_err(|_| MessagingError::Input("the message is not UTF-8"))?;
+        read.map_err(|_| input("cannot read standard input"))?;
+        let text = String::from_utf8(bytes).map_err(|_| input("the message is not UTF-8"))?;
         let text = text.strip_suffix('\n').unwrap_or(&text);
         match text.is_empty() {
-            true => Err(MessagingError::Input("the message is empty")),
+            true => Err(input(EMPTY)),
             false => Ok(text.to_owned()),
         }
     }
@@ -84,14 +88,18 @@ impl Msg {
             }
             Err(error) => return Err(error),
         };
-        let sending = async {
-            match self.encrypted_only {
-                true => client.send_encrypted(&self.name, text).await,
-                false => client.send(&self.name, text).await,
+        let sending = client.send_reporting(&self.name, text, self.encrypted_only, |event| match event {
+            Event::Disconnected { reason } => {
+                report.note(&format!("connection lost, trying again: {}", escape::line(&reason)));
             }
+            Event::Pinned { party, fingerprint } => report_pinned(report, &party, &fingerprint),
+            _ => {}
+        });
+        let sent = timeout(STORE_TIMEOUT, sending).await;
+        let sent = match sent.map_err(|_| MessagingError::NotStored(STORE_TIMEOUT.as_secs()))? {
+            Ok(sent) => sent,
+            Err(error) => return Err(cause(&mut client, error).await.into()),
         };
-        let sent = timeout(STORE_TIMEOUT, sending).await.unwrap_or(Err(RequestError::Disconnected));
-        let sent = sent.map_err(MessagingError::from)?;
         report_sent(report, &self.name, &sent);
         if let Some(limit) = self.wait {
             let delivery = async {
