@@ -168,8 +168,8 @@ impl<R: RngCore + CryptoRng> TryCryptoRng for HpkeRng<'_, R> {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messaging_wire::{Body, FixedBytes};
     use crate::messaging_wire::signing::{SMALL_ORDER_ENCRYPTION_KEYS, is_small_order_encryption_key};
+    use crate::messaging_wire::{Body, FixedBytes};
     use data_encoding::HEXLOWER_PERMISSIVE;
     use hpke::aead::AesGcm128;
     use rand::SeedableRng;

@@ -14,8 +14,8 @@ use super::state::{Change, State};
 use crate::clock::Now;
 use crate::messaging_wire::signing::Statement;
 use crate::messaging_wire::{
-    self, ClosingReason, DeviceName, DeviceNumber, Devices, Empty, ErrorBody, FixedBytes, Key, LoggedIn, Login,
-    LoginProof, OtherParty, Request, ServerFrame, SetPassword,
+    self, ClosingReason, DeviceName, DeviceNumber, Devices, Empty, ErrorBody, FixedBytes, Key, LoggedIn,
+    Login, LoginProof, OtherParty, Request, ServerFrame, SetPassword,
 };
 use rand_chacha::ChaCha20Rng;
 use serde_json::Value;
