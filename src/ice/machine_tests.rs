@@ -228,6 +228,28 @@ fn a_shorter_path_of_the_same_kind_is_taken_only_for_a_clear_gain() {
     }
 }
 
+#[test]
+fn a_peer_that_takes_one_nomination_gets_no_second_one_for_a_shorter_path_of_the_same_kind() {
+    for (renomination, is_taken) in [(false, false), (true, true)] {
+        let mut network = Network::new([Nat::Open, Nat::Open], false, 2);
+        network.sides[0].agent.config.renomination = renomination;
+        network.signal();
+        network.wait(5 * SECOND, Network::is_direct).unwrap();
+        network.run(SECOND);
+        let selected = network.sides[0].agent.selected.unwrap();
+        let agent = &mut network.sides[0].agent;
+        let now = network.now;
+        let other: std::net::SocketAddr = "192.0.2.77:1".parse().unwrap();
+        agent.add_local_candidate(now, Candidate::host(CandidateTransport::Udp, other, 1));
+        let key = super::pair::PairKey { local: other, ..selected };
+        let pair = agent.current.pair_mut(key).unwrap();
+        pair.state = super::pair::PairState::Succeeded;
+        pair.round_trip = Some(millis(1));
+        agent.select(now);
+        assert_eq!(agent.selected == Some(key), is_taken);
+    }
+}
+
 /// A check that an attacker sends.
 pub(super) fn forged(agent: &IceAgent, password: &str) -> Vec<u8> {
     Builder::new(Class::Request, Method::BINDING, TransactionId::new([9; 12]))

@@ -63,8 +63,16 @@ impl IceAgent {
         let best = answering.min_by_key(order)?;
         match selected {
             Some(selected) if !is_clearly_better(best, selected) => Some(selected.key),
+            // The peer, which has its own rule for several nominations, would stay.
+            Some(selected) if self.is_final(selected) && best.tier() == selected.tier() => Some(selected.key),
             _ => Some(best.key),
         }
+    }
+
+    /// Whether a pair was nominated to a peer that takes one nomination. It is left only for a better kind of path, or when it is silent.
+    fn is_final(&self, pair: &Pair) -> bool {
+        let is_nominated = self.current.nominated.is_some_and(|(key, _)| key == pair.key);
+        !self.config.renomination && self.role == IceRole::Controlling && is_nominated
     }
 
     /// Has the selected pair nominated, if this agent is controlling (RFC 8445 section 8.1.1).

@@ -1,4 +1,14 @@
-//! `is`, the ICE agent of str0m, against [`ginnel::ice`], in one thread with a virtual clock: both roles, trickle, restart, a change of path.
+//! ICE agents of others against [`ginnel::ice`]. In this file `is`, the agent of str0m, in one thread with a virtual clock: both roles, trickle,
+//! restart, a change of path. In the folder those that run in real time.
+
+mod aioice;
+mod chromium;
+mod driver;
+mod libnice;
+mod node;
+mod process;
+mod rice;
+mod webrtc_ice;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
