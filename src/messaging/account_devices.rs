@@ -235,7 +235,7 @@ impl Machine {
     pub(super) fn on_device_removed(&mut self, user: &str, removed: AccountDeviceId) {
         for step in self.pending_json() {
             if let JsonStep::Login(JsonLoginStep::Mailbox { device, is_removed, .. }) = step
-                && *device == removed
+                && device.id == removed
             {
                 *is_removed = true;
             }

@@ -9,8 +9,8 @@ use super::store_request::{StoreReply, StoreRequest};
 use crate::clock::Now;
 use crate::messaging_wire::signing::{Statement, is_small_order_signing_key};
 use crate::messaging_wire::{
-    ClosingReason, Empty, ErrorCode, LoggedIn, Login, LoginProof, MailboxState, Register, Registered,
-    SetIdentity, Stored,
+    ClosingReason, Empty, ErrorCode, FixedBytes, LoggedIn, Login, LoginProof, MailboxState, Register,
+    Registered, SetIdentity, Stored,
 };
 use crate::store::{Account, AccountDevice, AccountDeviceId, Mailbox, NewAccountDevice, StoreError};
 use data_encoding::HEXLOWER;
@@ -35,7 +35,7 @@ pub(super) enum JsonLoginStep {
     /// A device logs in: which devices has the account?
     Device(Box<DeviceClaim>),
     /// The state of the device's mailbox is read.
-    Mailbox { user: String, device: AccountDeviceId, reads_mailbox: bool, is_removed: bool },
+    Mailbox { user: String, device: Box<LoginDevice>, reads_mailbox: bool, is_removed: bool },
     /// Which identity key has the account?
     Identity { user: String, signature: [u8; 64] },
     /// Which password has the account?
@@ -56,6 +56,14 @@ pub(super) struct Registration {
     account: Account,
     password: Option<String>,
     device: Option<Box<NewAccountDevice>>,
+}
+
+/// A device that has proved itself.
+#[derive(Debug)]
+pub(super) struct LoginDevice {
+    pub(super) id: AccountDeviceId,
+    certificate: [u8; 64],
+    other_devices: usize,
 }
 
 /// What a device says of itself.
@@ -282,7 +290,7 @@ impl Machine {
                 JsonLoginStep::Mailbox { user, device, reads_mailbox, is_removed: false },
                 Ok(StoreReply::Mailbox(mailbox)),
             ) => {
-                self.log_device_in(reply_to, user, (device, reads_mailbox), mailbox);
+                self.log_device_in(reply_to, user, (*device, reads_mailbox), mailbox);
             }
             (JsonLoginStep::Identity { user, signature }, Ok(StoreReply::Account(account))) => {
                 let key = account.and_then(|account| account.identity_key);
@@ -353,8 +361,10 @@ impl Machine {
         if !statement.is_signed(&key, &signature) {
             return self.refuse_login(reply_to, WRONG_CREDENTIALS);
         }
-        let (id, mailbox) = (device.id, device.mailbox);
-        let step = JsonLoginStep::Mailbox { user, device: id, reads_mailbox, is_removed: false };
+        let (certificate, mailbox) = (device.details.signature, device.mailbox);
+        let device = LoginDevice { id: device.id, certificate, other_devices: devices.len() - 1 };
+        let step =
+            JsonLoginStep::Mailbox { user, device: Box::new(device), reads_mailbox, is_removed: false };
         self.call_for_json(StoreRequest::Mailbox(mailbox), JsonStep::Login(step), reply_to);
     }
 
@@ -386,10 +396,10 @@ impl Machine {
         &mut self,
         reply_to: JsonReplyTo,
         user: String,
-        (id, reads_mailbox): (AccountDeviceId, bool),
+        (device, reads_mailbox): (LoginDevice, bool),
         mailbox: Mailbox,
     ) {
-        let connection = reply_to.connection;
+        let (connection, id) = (reply_to.connection, device.id);
         let older =
             self.readers.get(&mailbox.id).copied().filter(|older| *older != connection && reads_mailbox);
         let access = DeviceAccess { id, reads_mailbox, inbox: Inbox::new(mailbox) };
@@ -407,6 +417,8 @@ impl Machine {
             epoch: mailbox.epoch,
             last_sequence: mailbox.last_sequence,
             stored: Stored { messages: mailbox.messages, bytes: mailbox.bytes },
+            certificate: Some(FixedBytes(device.certificate)),
+            other_devices: device.other_devices as u64,
         };
         self.accept(reply_to, &LoggedIn { mailbox: Some(state) });
     }

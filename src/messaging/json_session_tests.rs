@@ -173,6 +173,9 @@ fn a_device_registers_and_logs_in_and_gets_the_state_of_its_mailbox() {
     let answer = server.ok(client, &device_login(client, "alice", &key(2)));
     assert_eq!((answer["device"].as_i64(), answer["last_sequence"].as_u64()), (Some(number), Some(0)));
     assert_eq!(answer["stored"], json!({"messages": 0, "bytes": 0}));
+    assert_eq!(answer["other_devices"], 0);
+    let certificate: Signature = serde_json::from_value(answer["certificate"].clone()).unwrap();
+    assert_eq!(certificate, new_device("alice", 2, &key(1)).signature);
     assert!(answer["epoch"].is_u64());
     assert_eq!(server.machine.counters().online, 1);
     assert_eq!(server.machine.counters().websockets, 1);

@@ -4,8 +4,8 @@
 //! The suite is DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM in base mode. A body is `enc (32) ‖ ciphertext ‖ tag (16)`, its plaintext
 //! `signature (64) ‖ JSON`. The JSON has spaces at its end up to a multiple of 256 bytes, which hide its length.
 
-use crate::messaging_wire::Key;
 use crate::messaging_wire::signing::{SigningKey, Statement};
+use crate::messaging_wire::{Key, Signature};
 use hpke::aead::{Aead, AeadTag, AesGcm256};
 use hpke::inout::InOutBuf;
 use hpke::kdf::HkdfSha256;
@@ -45,8 +45,32 @@ pub(super) struct Content {
     pub(super) message_id: String,
     /// When it was sent, in Unix milliseconds.
     pub(super) sent_at: u64,
+    /// What shows that the sending device is one of the sender's, also after it was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<Certificate>,
+    /// Of what this is a copy, which the sender made for its other devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) copy_of: Option<CopyOf>,
     /// The message.
     pub(super) text: String,
+}
+
+/// The statement of the identity key about the sending device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Certificate {
+    /// The encryption key of the device.
+    pub(super) encryption_key: Key,
+    /// [`Statement::Device`] by the identity key.
+    pub(super) signature: Signature,
+}
+
+/// A message that the sender has sent to somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CopyOf {
+    /// Its recipient.
+    pub(super) to: String,
+    /// Its id.
+    pub(super) message_id: String,
 }
 
 /// Why a message cannot be encrypted.
@@ -192,6 +216,8 @@ mod tests {
             to_key: FixedBytes(public_key(recipient)),
             message_id: "m1".into(),
             sent_at: 5,
+            certificate: None,
+            copy_of: None,
             text: text.into(),
         }
     }

@@ -23,11 +23,24 @@ pub enum Event {
     },
     /// A message has arrived.
     Message(ReceivedMessage),
+    /// Another device of this account has sent a message.
+    SentElsewhere {
+        /// The number of this event.
+        number: u64,
+        /// The recipient.
+        to: PartyName,
+        /// The id of the message.
+        message_id: String,
+        /// The message. It may contain any characters.
+        text: String,
+        /// When it was sent, in Unix milliseconds.
+        sent_at_ms: u64,
+    },
     /// A message of this device was delivered or has expired.
     Receipt {
         /// The number of this event.
         number: u64,
-        /// The id of the message.
+        /// The id of the message. That of a copy for the other devices of this account begins with `copy-`.
         message_id: String,
         /// Its recipient.
         party: PartyName,
@@ -84,6 +97,8 @@ pub struct ReceivedMessage {
 pub enum Protection {
     /// Encrypted for this device and signed by the sender's.
     EndToEnd,
+    /// The same, and the sender has removed the device that signed it: whoever has that device may have written it.
+    RemovedDevice,
     /// Not encrypted: the party uses the TCP protocol. The server can read it and could have changed it.
     None,
     /// Not encrypted although the party has keys: the server could have forged it.

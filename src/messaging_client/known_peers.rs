@@ -73,6 +73,7 @@ pub(super) struct TrustedDevice {
 pub(super) enum PeerKeys {
     /// It reads encrypted messages.
     Devices {
+        identity_key: [u8; 32],
         fingerprint: Fingerprint,
         /// The fingerprint is not pinned yet.
         is_new: bool,
@@ -132,7 +133,12 @@ impl KnownPeers {
             }
             devices.push(TrustedDevice { device: device.device, signing_key, encryption_key });
         }
-        Ok(PeerKeys::Devices { fingerprint: shown, is_new: pinned.is_none(), devices })
+        Ok(PeerKeys::Devices {
+            identity_key: *identity_key,
+            fingerprint: shown,
+            is_new: pinned.is_none(),
+            devices,
+        })
     }
 }
 
@@ -147,12 +153,22 @@ pub(super) struct Envelope<'a> {
     pub(super) to_key: &'a [u8; 32],
 }
 
+/// Whether the device that has sent a message is still one of the sender's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SendingDevice {
+    Current,
+    /// The identity key has signed it, and the account does not list it any more.
+    Removed,
+}
+
 /// Checks a content, whose signature was verified with the key that it names, against its envelope and the devices of its sender.
+///
+/// A certificate is good for ever, so a server could list a removed device again: a message that brings its certificate is no less trusted.
 pub(super) fn assess_message(
     content: &Content,
     envelope: &Envelope<'_>,
-    sender: &[TrustedDevice],
-) -> Result<(), Distrust> {
+    (sender, identity_key): (&[TrustedDevice], &[u8; 32]),
+) -> Result<SendingDevice, Distrust> {
     let is_directed = content.from == envelope.from
         && content.message_id == envelope.message_id
         && content.to == envelope.to.as_wire()
@@ -160,8 +176,17 @@ pub(super) fn assess_message(
     if !is_directed {
         return Err(Distrust::Misdirected);
     }
-    match sender.iter().any(|device| device.signing_key == content.from_key.0) {
-        true => Ok(()),
+    if sender.iter().any(|device| device.signing_key == content.from_key.0) {
+        return Ok(SendingDevice::Current);
+    }
+    let (Some(user), Some(certificate)) = (envelope.from.strip_prefix("user:"), &content.certificate) else {
+        return Err(Distrust::Signature);
+    };
+    let (signing_key, encryption_key) = (&content.from_key.0, &certificate.encryption_key.0);
+    match (Statement::Device { user, signing_key, encryption_key })
+        .is_signed(identity_key, &certificate.signature.0)
+    {
+        true => Ok(SendingDevice::Removed),
         false => Err(Distrust::Signature),
     }
 }
@@ -169,6 +194,7 @@ pub(super) fn assess_message(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::messaging_client::encryption::Certificate;
     use crate::messaging_wire::Device;
     use crate::messaging_wire::signing::SigningKey;
 
@@ -211,7 +237,7 @@ mod tests {
         let identity = key(100);
         let answer = answer(&identity, vec![device(1, "bob", &identity), device(2, "bob", &identity)]);
         let first = KnownPeers::default().assess_devices(&bob(), &answer).unwrap();
-        let PeerKeys::Devices { fingerprint, is_new: true, devices } = first else { panic!("{first:?}") };
+        let PeerKeys::Devices { fingerprint, is_new: true, devices, .. } = first else { panic!("{first:?}") };
         assert_eq!(fingerprint, Fingerprint::of(&identity.public()));
         assert_eq!(devices.iter().map(|device| device.device).collect::<Vec<_>>(), [1, 2]);
         let second = pinned(&identity).assess_devices(&bob(), &answer).unwrap();
@@ -297,9 +323,14 @@ mod tests {
             to_key: FixedBytes(me),
             message_id: "m1".into(),
             sent_at: 0,
+            certificate: None,
+            copy_of: None,
             text: "hello".into(),
         };
-        assert_eq!(assess_message(&content, &envelope, &[sender]), Ok(()));
+        let identity = key(100);
+        let identity_key = &identity.public();
+        let current = assess_message(&content, &envelope, (&[sender], identity_key));
+        assert_eq!(current, Ok(SendingDevice::Current));
         let misdirected: [fn(&mut Content); 4] = [
             |content| content.from = "user:carol".into(),
             |content| content.to = "user:carol".into(),
@@ -309,10 +340,24 @@ mod tests {
         for change in misdirected {
             let mut changed = content.clone();
             change(&mut changed);
-            assert_eq!(assess_message(&changed, &envelope, &[sender]), Err(Distrust::Misdirected));
+            let assessed = assess_message(&changed, &envelope, (&[sender], identity_key));
+            assert_eq!(assessed, Err(Distrust::Misdirected));
         }
         let forged = Content { from_key: FixedBytes(key(9).public()), ..content.clone() };
-        assert_eq!(assess_message(&forged, &envelope, &[sender]), Err(Distrust::Signature));
-        assert_eq!(assess_message(&content, &envelope, &[]), Err(Distrust::Signature));
+        let forged = assess_message(&forged, &envelope, (&[sender], identity_key));
+        assert_eq!(forged, Err(Distrust::Signature));
+        assert_eq!(assess_message(&content, &envelope, (&[], identity_key)), Err(Distrust::Signature));
+        // Of a device that was removed, with the certificate of the identity key, of another one, or of another user.
+        let certified = |user: &str, identity: &SigningKey| {
+            let Device { encryption_key, signature, .. } = device(1, user, identity);
+            Content { certificate: Some(Certificate { encryption_key, signature }), ..content.clone() }
+        };
+        for (content, expected) in [
+            (certified("bob", &identity), Ok(SendingDevice::Removed)),
+            (certified("bob", &key(101)), Err(Distrust::Signature)),
+            (certified("bobby", &identity), Err(Distrust::Signature)),
+        ] {
+            assert_eq!(assess_message(&content, &envelope, (&[], identity_key)), expected);
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! The order of the outputs is the contract: a [`Output::Save`] is durable before the outputs that follow it are carried out. What the user has
 //! not acknowledged is acknowledged to nobody: it stays in the mailbox and arrives again after a restart.
 
+use super::encryption::Certificate;
 use super::error::{ClientError, ErrorCode, RequestError};
 use super::event::{Event, Sent};
 use super::keys::{DeviceCode, Fingerprint, Keys};
@@ -153,6 +154,10 @@ pub(super) struct Machine {
     /// The number of this device, and the epoch of its mailbox.
     pub(super) device: i64,
     pub(super) epoch: u64,
+    /// What shows others that this device is one of the account's.
+    pub(super) certificate: Option<Certificate>,
+    /// The account has other devices, which get copies of what this one sends.
+    pub(super) has_other_devices: bool,
     next_id: u64,
     pending: BTreeMap<u64, (Pending, Instant)>,
     /// When the server was heard last, or connected.
@@ -185,6 +190,8 @@ impl Machine {
             challenge: [0; 32],
             device: 0,
             epoch: 0,
+            certificate: None,
+            has_other_devices: false,
             next_id: 1,
             pending: BTreeMap::new(),
             heard_at: None,
@@ -362,7 +369,7 @@ impl Machine {
                 })
             }
             Pending::Send(operation) => {
-                messaging_wire::answer_fields(fields).map(|answer| self.on_sent(operation, answer))
+                messaging_wire::answer_fields(fields).map(|answer| self.on_sent(operation, answer, now))
             }
             Pending::Page => messaging_wire::answer_fields(fields).map(|page| self.handle_page(page, now)),
             Pending::User(operation) => {
@@ -412,6 +419,9 @@ impl Machine {
         };
         self.phase = Phase::Open;
         self.device = mailbox.device;
+        let encryption_key = FixedBytes(self.account.keys.encryption_key);
+        self.certificate = mailbox.certificate.map(|signature| Certificate { encryption_key, signature });
+        self.has_other_devices = mailbox.other_devices > 0;
         let is_other = |epoch: u64| epoch != mailbox.epoch;
         if is_other(self.epoch) {
             // Numbers of the earlier mailbox mean nothing in this one.

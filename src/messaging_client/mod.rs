@@ -42,6 +42,8 @@
 
 mod account;
 mod client;
+#[cfg(test)]
+mod copy_tests;
 mod encryption;
 mod enrollment;
 mod error;

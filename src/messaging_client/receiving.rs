@@ -1,9 +1,9 @@
 //! Receiving: rows of the mailbox, in their order, until the user has acknowledged them. Pure.
 
-use super::encryption;
+use super::encryption::{self, CopyOf};
 use super::error::ClientError;
 use super::event::{Event, Protection, ReceiptState, ReceivedMessage};
-use super::known_peers::{Distrust, Envelope, PeerKeys, assess_message};
+use super::known_peers::{Distrust, Envelope, PeerKeys, SendingDevice, assess_message};
 use super::machine::{Answer, Machine, Operation, Output, Pending, Question, Receive, unix_ms};
 use super::party_name::PartyName;
 use super::replay_window::MessageRef;
@@ -62,6 +62,7 @@ enum Verdict {
         sent_at_ms: u64,
         protection: Protection,
         message: Option<MessageRef>,
+        copy_of: Option<CopyOf>,
     },
     Refused(Distrust),
     /// The devices of its sender are not known yet.
@@ -179,7 +180,12 @@ impl Machine {
         let (number, from) = (row.number, PartyName::from_wire(&message.from));
         let message_id = message.message_id.clone();
         let event = match verdict {
-            Verdict::Shown { text, sent_at_ms, protection, message } => {
+            Verdict::Shown { text, sent_at_ms, message, copy_of: Some(copy_of), .. } => {
+                row.message = message;
+                let (to, message_id) = (PartyName::from_wire(&copy_of.to), copy_of.message_id);
+                Event::SentElsewhere { number, to, message_id, text, sent_at_ms }
+            }
+            Verdict::Shown { text, sent_at_ms, protection, message, copy_of: None } => {
                 row.message = message;
                 Event::Message(ReceivedMessage { number, from, message_id, text, sent_at_ms, protection })
             }
@@ -195,14 +201,18 @@ impl Machine {
         let from = PartyName::from_wire(&message.from);
         match (message.encrypted, &message.body, &message.text) {
             (true, Some(body), _) => match self.assess_encrypted(&from, message, &body.0, after, now) {
-                Ok(Some(content)) => {
-                    let (from, message_id) = (content.from, content.message_id);
-                    let message = MessageRef { from, message_id, sent_at: content.sent_at };
+                Ok(Some((content, device))) => {
+                    let encryption::Content { from, message_id, sent_at, text, copy_of, .. } = content;
+                    let is_own = from == self.account.party.as_wire();
                     Verdict::Shown {
-                        text: content.text,
-                        sent_at_ms: message.sent_at,
-                        protection: Protection::EndToEnd,
-                        message: Some(message),
+                        text,
+                        sent_at_ms: sent_at,
+                        protection: match device {
+                            SendingDevice::Current => Protection::EndToEnd,
+                            SendingDevice::Removed => Protection::RemovedDevice,
+                        },
+                        message: Some(MessageRef { from, message_id, sent_at }),
+                        copy_of: copy_of.filter(|_| is_own),
                     }
                 }
                 Ok(None) => Verdict::Waiting,
@@ -216,6 +226,7 @@ impl Machine {
                     None => Protection::None,
                 },
                 message: None,
+                copy_of: None,
             },
             _ => Verdict::Refused(Distrust::Unreadable),
         }
@@ -229,7 +240,7 @@ impl Machine {
         body: &[u8],
         after: Question,
         now: Now,
-    ) -> Result<Option<encryption::Content>, Distrust> {
+    ) -> Result<Option<(encryption::Content, SendingDevice)>, Distrust> {
         let content = encryption::open(body, self.account.keys.encryption_secret())?;
         let mut known = self.devices_of(from, Question::default(), now);
         let has_device = |devices: &PeerKeys| match devices {
@@ -243,21 +254,23 @@ impl Machine {
             known = self.devices_of(from, after, now);
         }
         let Some(known) = known else { return Ok(None) };
-        let PeerKeys::Devices { devices, .. } = known.keys? else { return Err(Distrust::Signature) };
+        let PeerKeys::Devices { devices, identity_key, .. } = known.keys? else {
+            return Err(Distrust::Signature);
+        };
         let envelope = Envelope {
             from: &message.from,
             message_id: &message.message_id,
             to: &self.account.party,
             to_key: &self.account.keys.encryption_key,
         };
-        assess_message(&content, &envelope, &devices)?;
+        let device = assess_message(&content, &envelope, (&devices, &identity_key))?;
         let (from, message_id) = (content.from.clone(), content.message_id.clone());
         let reference = MessageRef { from, message_id, sent_at: content.sent_at };
         let is_unacknowledged =
             self.unacknowledged.iter().any(|row| row.message.as_ref() == Some(&reference));
         match is_unacknowledged || self.state.replay_window.contains(&reference) {
             true => Err(Distrust::Replayed),
-            false => Ok(Some(content)),
+            false => Ok(Some((content, device))),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Sending: a copy for each device of the recipient, repeated under the same id until the server has answered. Pure.
 
-use super::encryption::{self, Content, SealError};
+use super::encryption::{self, Content, CopyOf, SealError};
 use super::error::{ErrorCode, RequestError};
 use super::event::{Protection, Sent};
 use super::known_peers::{Distrust, PeerKeys, TrustedDevice};
@@ -34,6 +34,9 @@ pub(super) struct SendOperation {
     pub(super) is_sent: bool,
     protection: Protection,
     devices: usize,
+    /// Of a copy for the own devices: what the user is told when it is done.
+    sent: Option<Sent>,
+    copy_of: Option<CopyOf>,
 }
 
 /// A message as the user gives it.
@@ -60,6 +63,8 @@ impl Machine {
             is_sent: false,
             protection: Protection::None,
             devices: 0,
+            sent: None,
+            copy_of: None,
         });
         self.advance_sends(now);
     }
@@ -82,7 +87,7 @@ impl Machine {
                     self.sends.push(send);
                     self.request(&request, Pending::Send(operation), now);
                 }
-                Some(Err(error)) => self.done(send.operation, Err(error)),
+                Some(Err(error)) => self.fail(send, error),
             }
         }
     }
@@ -130,6 +135,8 @@ impl Machine {
             to_key: FixedBytes(device.encryption_key),
             message_id: send.message_id.clone(),
             sent_at: send.sent_at,
+            certificate: self.certificate,
+            copy_of: send.copy_of.clone(),
             text: send.text.clone(),
         };
         let body = encryption::seal(&content, &self.account.keys.signing, &mut self.random);
@@ -142,11 +149,41 @@ impl Machine {
         Ok(DeviceCopy { device: device.device, body: Body(body) })
     }
 
-    pub(super) fn on_sent(&mut self, operation: Operation, _answer: messaging_wire::Sent) {
+    pub(super) fn on_sent(&mut self, operation: Operation, _answer: messaging_wire::Sent, now: Now) {
         let Some(at) = self.sends.iter().position(|send| send.operation == operation) else { return };
-        let send = self.sends.remove(at);
-        let sent = Sent { message_id: send.message_id, protection: send.protection, devices: send.devices };
-        self.done(operation, Ok(Answer::Sent(sent)));
+        let SendOperation { sent, to, text, message_id, sent_at, protection, devices, .. } =
+            self.sends.remove(at);
+        if let Some(sent) = sent {
+            return self.done(operation, Ok(Answer::Sent(sent)));
+        }
+        let sent = Sent { message_id: message_id.clone(), protection, devices };
+        if !self.has_other_devices || to == self.account.party {
+            return self.done(operation, Ok(Answer::Sent(sent)));
+        }
+        self.sends.push(SendOperation {
+            operation,
+            to: self.account.party.clone(),
+            text,
+            message_id: format!("copy-{message_id}"),
+            sent_at,
+            encrypted_only: true,
+            attempts: 0,
+            after: Question::default(),
+            is_sent: false,
+            protection: Protection::None,
+            devices: 0,
+            sent: Some(sent),
+            copy_of: Some(CopyOf { to: to.as_wire().to_owned(), message_id }),
+        });
+        self.advance_sends(now);
+    }
+
+    /// Ends a message that cannot be sent. A copy is only a convenience: the message itself was sent.
+    fn fail(&mut self, send: SendOperation, error: RequestError) {
+        match send.sent {
+            Some(sent) => self.done(send.operation, Ok(Answer::Sent(sent))),
+            None => self.done(send.operation, Err(error)),
+        }
     }
 
     pub(super) fn on_send_refused(&mut self, operation: Operation, mut error: ErrorBody, now: Now) {
@@ -155,8 +192,8 @@ impl Machine {
         let send = &mut self.sends[at];
         send.attempts += 1;
         if !is_about_devices || send.attempts >= MAX_ATTEMPTS {
-            self.sends.remove(at);
-            return self.done(operation, Err(refused(error)));
+            let send = self.sends.remove(at);
+            return self.fail(send, refused(error));
         }
         (send.is_sent, send.after) = (false, self.question);
         let party = send.to.clone();

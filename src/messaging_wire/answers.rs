@@ -32,6 +32,12 @@ pub(crate) struct MailboxState {
     pub(crate) last_sequence: u64,
     /// How much is stored.
     pub(crate) stored: Stored,
+    /// [`Statement::Device`](super::signing::Statement::Device) about the device, by the identity key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<Signature>,
+    /// How many other devices the account has.
+    #[serde(default)]
+    pub(crate) other_devices: u64,
 }
 
 /// How much a mailbox stores.

@@ -154,11 +154,13 @@ fn answers_are_written_and_read_back() {
     assert!(matches!(ServerFrame::parse(&frame), Ok(ServerFrame::Ok { id: 7, .. })));
 
     let stored = Stored { messages: 2, bytes: 9 };
-    let mailbox = MailboxState { device: 3, epoch: 15, last_sequence: 8, stored };
+    let certificate = Some(FixedBytes([2; 64]));
+    let mailbox =
+        MailboxState { device: 3, epoch: 15, last_sequence: 8, stored, certificate, other_devices: 1 };
     for (logged_in, json) in [
         (
             LoggedIn { mailbox: Some(mailbox) },
-            r#"{"id":7,"type":"ok","device":3,"epoch":15,"last_sequence":8,"stored":{"messages":2,"bytes":9}}"#,
+            r#"{"id":7,"type":"ok","device":3,"epoch":15,"last_sequence":8,"stored":{"messages":2,"bytes":9},"certificate":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg","other_devices":1}"#,
         ),
         (LoggedIn { mailbox: None }, r#"{"id":7,"type":"ok"}"#),
     ] {

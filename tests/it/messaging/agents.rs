@@ -230,12 +230,19 @@ fn a_second_device_is_linked_and_removed() {
     }
     phone.ok(&["msg", "bob", "a note to myself"]);
     assert!(laptop.inbox().stdout.ends_with("  bob  a note to myself\n"));
+    phone.ok(&["msg", "alice", "from the phone"]);
+    let copy = laptop.inbox();
+    assert!(copy.stdout.ends_with("  (sent) to alice  from the phone\n"), "{copy:?}");
+    assert!(!phone.inbox().stderr.contains("copy-"), "no receipts for copies");
     let devices = laptop.ok(&["devices"]).stdout;
     let number = devices.lines().find(|line| line.ends_with("  phone")).unwrap().split_whitespace().next();
     phone.refused(&["devices", "remove", "1"], "does not have the account's identity key");
     laptop.ok(&["devices", "remove", number.unwrap()]);
     assert!(!laptop.ok(&["devices"]).stdout.contains("phone"));
     phone.refused(&["inbox"], "the server refused");
+    // What it has sent before is not lost.
+    let inbox = alice.inbox();
+    assert!(inbox.stdout.ends_with("  bob (from a device that was removed)  from the phone\n"), "{inbox:?}");
     laptop.ok(&["devices", "rename", "2", "lap top"]);
     assert!(laptop.ok(&["devices"]).stdout.contains("  lap top  (this device)\n"));
     // Added again it has another mailbox.

@@ -16,6 +16,8 @@ use std::io::{self, Write};
 
 /// The exit code when a message was refused.
 const REFUSED: u8 = 4;
+/// What the ids of copies for the own devices begin with.
+const COPY: &str = "copy-";
 /// The most messages that are shown before they are acknowledged.
 const BATCH: u64 = 50;
 
@@ -103,8 +105,15 @@ fn show(event: Event, report: &Reporter, shown: &mut Shown) -> Result<(), Comman
             shown.messages += 1;
             message.number
         }
+        Event::SentElsewhere { number, to, message_id, text, sent_at_ms } => {
+            write_sent(&to, &message_id, &text, sent_at_ms, report).map_err(CommandError::Output)?;
+            shown.messages += 1;
+            number
+        }
         Event::Receipt { number, message_id, party, state, .. } => {
-            report_receipt(report, &party, &message_id, state);
+            if !message_id.starts_with(COPY) {
+                report_receipt(report, &party, &message_id, state);
+            }
             number
         }
         Event::Refused { number, from, message_id, reason } => {
@@ -140,6 +149,7 @@ fn write_message(message: &ReceivedMessage, report: &Reporter) -> io::Result<()>
     let from = message.from.to_string();
     let protection = match message.protection {
         Protection::EndToEnd => "end_to_end",
+        Protection::RemovedDevice => "removed_device",
         Protection::None => "none",
         _ => "none_despite_keys",
     };
@@ -152,6 +162,7 @@ fn write_message(message: &ReceivedMessage, report: &Reporter) -> io::Result<()>
         false => {
             let mark = match message.protection {
                 Protection::EndToEnd => "",
+                Protection::RemovedDevice => " (from a device that was removed)",
                 Protection::None => " (NOT ENCRYPTED)",
                 _ => " (NOT ENCRYPTED, could be forged)",
             };
@@ -161,6 +172,19 @@ fn write_message(message: &ReceivedMessage, report: &Reporter) -> io::Result<()>
     };
     let mut stdout = io::stdout().lock();
     stdout.write_all(format!("{text}\n").as_bytes())?;
+    stdout.flush()
+}
+
+/// Writes what another device of the account has sent.
+fn write_sent(to: &PartyName, id: &str, text: &str, sent_at_ms: u64, report: &Reporter) -> io::Result<()> {
+    let to = to.to_string();
+    let line = match report.is_json() {
+        true => json!({"v": VERSION, "t": "sent", "to": to, "id": id, "text": text, "sent_at": sent_at_ms})
+            .to_string(),
+        false => format!("{}  (sent) to {}  {}", utc(sent_at_ms), escape::name(&to), escape::lines(text)),
+    };
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(format!("{line}\n").as_bytes())?;
     stdout.flush()
 }
 
