@@ -47,6 +47,8 @@ export interface Message {
   readonly encrypted: boolean;
   /** Not encrypted, though the sender has keys: the server could have written it. */
   readonly isForgeable?: boolean;
+  /** The sender has removed the device that signed it since: whoever has the device may have written it. */
+  readonly isOfRemovedDevice?: boolean;
   /** When the server stored it, in Unix milliseconds. */
   readonly at: number;
   /** When the sender sent it; encrypted messages only. */
@@ -96,6 +98,15 @@ export interface MailboxOptions {
   onreceipt?: Mailbox["onreceipt"];
   onrefused?: Mailbox["onrefused"];
   onstate?: Mailbox["onstate"];
+}
+
+/** The messages that were received; for tests. */
+export class ReplayWindow {
+  constructor(most?: number, floors?: Record<string, number>);
+  readonly floors: Map<string, number>;
+  has(from: string, id: string): boolean;
+  isTooOld(from: string, sentAt: number): boolean;
+  add(from: string, id: string, sentAt: number): [from: string, id: string][];
 }
 
 export function openMailbox(options: MailboxOptions): Promise<Mailbox>;

@@ -13,6 +13,9 @@ const MAX = {
   requests: 256, // requests without an answer
   attempts: 4, // to encrypt for devices that change meanwhile
   page: 100, // messages in one answer
+  events: 2000, // events that wait to be handled; a server sends at most 1000 before an acknowledgement
+  received: 16_384, // ids of received messages that are kept
+  floors: 1024, // senders of whom ids were forgotten
 };
 const BLOCK = 256; // lengths of content are rounded up to a multiple
 const INFO = "ginnel message v1";
@@ -183,21 +186,75 @@ class Storage {
     });
   }
 
-  /** Forgets the ids of messages that are refused for their age by now. */
-  async forget(before) {
-    const received = this.database.transaction("received", "readwrite").objectStore("received");
-    const cursor = received.openCursor();
-    cursor.onsuccess = () => {
-      if (!cursor.result) return;
-      if (cursor.result.value < before) cursor.result.delete();
-      cursor.result.continue();
-    };
+  /** The keys and values of a store. */
+  async entries(store) {
+    const objects = this.database.transaction(store).objectStore(store);
+    const [keys, values] = await Promise.all([promised(objects.getAllKeys()), promised(objects.getAll())]);
+    return keys.map((key, at) => [key, values[at]]);
+  }
+
+  /** Resolves when the values are removed. */
+  remove(store, keys) {
+    const objects = this.database.transaction(store, "readwrite").objectStore(store);
+    return Promise.all(keys.map((key) => promised(objects.delete(key))));
   }
 
   close() {
     this.database.close();
   }
 }
+
+// --- received before? ----------------------------------------------------------------------------------------------------------------
+
+/**
+ * The messages that were received, by sender and id. Full, it forgets an old one of the sender with most of them, and refuses what that
+ * sender sent before: a sender who floods it harms itself only.
+ */
+export class ReplayWindow {
+  #most;
+  #senders = new Map();
+  #size = 0;
+
+  constructor(most = MAX.received, floors = {}) {
+    this.#most = most;
+    this.floors = new Map(Object.entries(floors));
+  }
+
+  has(from, id) {
+    return this.#senders.get(from)?.has(id) ?? false;
+  }
+
+  /** Whether a message was sent so long ago that its id may be forgotten. */
+  isTooOld(from, sentAt) {
+    return sentAt <= (this.floors.get(from) ?? 0);
+  }
+
+  /** Adds a message; returns the sender and id of those that are forgotten. */
+  add(from, id, sentAt) {
+    if (!this.#senders.has(from)) this.#senders.set(from, new Map());
+    const ids = this.#senders.get(from);
+    this.#size += ids.has(id) ? 0 : 1;
+    ids.set(id, sentAt);
+    const forgotten = [];
+    while (this.#size > this.#most) forgotten.push(this.#forget());
+    return forgotten;
+  }
+
+  #forget() {
+    const [from, ids] = [...this.#senders].reduce((most, sender) => (sender[1].size > most[1].size ? sender : most));
+    const [id, sentAt] = ids.entries().next().value;
+    ids.delete(id);
+    this.#size--;
+    if (!ids.size) this.#senders.delete(from);
+    const floor = Math.max(sentAt, this.floors.get(from) ?? 0);
+    this.floors.delete(from);
+    this.floors.set(from, floor);
+    if (this.floors.size > MAX.floors) this.floors.delete(this.floors.keys().next().value);
+    return [from, id];
+  }
+}
+
+const receivedKey = (from, id) => `${from} ${id}`;
 
 // --- message ids -------------------------------------------------------------------------------------------------------------------
 
@@ -312,6 +369,8 @@ class Mailbox {
   #connection;
   #isClosed = false;
   #work = Promise.resolve();
+  #events = 0;
+  #received;
 
   constructor(user, url, label) {
     this.user = user;
@@ -323,7 +382,7 @@ class Mailbox {
     this.#storage = await Storage.open(database);
     try {
       this.#account = (await this.#storage.get("account", "keys")) ?? (await this.#makeKeys());
-      await this.#storage.forget(Date.now() - MS.remembered);
+      await this.#loadReceived();
       this.fingerprint = await fingerprint(this.#account.identityKey);
       await this.#connect();
     } catch (error) {
@@ -366,6 +425,28 @@ class Mailbox {
     this.#isClosed = true;
     this.#connection?.close();
     this.#storage?.close();
+  }
+
+  /** Loads the ids of received messages; removes those of messages that are refused for their age by now. */
+  async #loadReceived() {
+    const entries = await this.#storage.entries("received");
+    const isOld = ([, sentAt]) => sentAt < Date.now() - MS.remembered;
+    const removed = entries.filter(isOld).map(([key]) => key);
+    this.#received = new ReplayWindow(MAX.received, this.#account.floors);
+    for (const [key, sentAt] of entries.filter((entry) => !isOld(entry)).sort((left, right) => left[1] - right[1])) {
+      const end = key.lastIndexOf(" ");
+      const forgotten = this.#received.add(key.slice(0, end), key.slice(end + 1), sentAt);
+      removed.push(...forgotten.map(([from, id]) => receivedKey(from, id)));
+    }
+    await this.#storage.remove("received", removed);
+  }
+
+  async #remember(from, id, sentAt) {
+    await this.#storage.put("received", receivedKey(from, id), sentAt);
+    const forgotten = this.#received.add(from, id, sentAt);
+    // Saved with the cursor.
+    this.#account.floors = Object.fromEntries(this.#received.floors);
+    if (forgotten.length) await this.#storage.remove("received", forgotten.map(([from, id]) => receivedKey(from, id)));
   }
 
   async #makeKeys() {
@@ -482,6 +563,10 @@ class Mailbox {
   }
 
   async #encrypt(to, id, body, devices) {
+    const account = this.#account;
+    const signature = await sign(account.identity, deviceKey, utf8.encode(this.user), account.signingKey, account.encryptionKey);
+    // Shows that this device is the user's, also after it was removed.
+    const certificate = { encryption_key: toBase64(account.encryptionKey), signature: toBase64(signature) };
     const others = devices.filter(({ signing }) => !isSame(signing, this.#account.signingKey));
     return Promise.all(
       others.map(async ({ device, encryption }) => {
@@ -492,6 +577,7 @@ class Mailbox {
           to_key: toBase64(encryption),
           message_id: id,
           sent_at: Date.now(),
+          certificate,
           text: body,
         });
         const length = utf8.encode(content).length;
@@ -506,7 +592,10 @@ class Mailbox {
     // In order, and an acknowledgement covers only what was handled.
     if (event.type === "message" || event.type === "receipt") {
       const connection = this.#connection;
-      this.#work = this.#work.then(() => this.#receive(connection, event)).catch(() => connection?.close());
+      // A server that sends more than it may would fill the memory of a page that handles messages slowly.
+      if (++this.#events > MAX.events) connection?.close();
+      else this.#work = this.#work.then(() => this.#receive(connection, event)).catch(() => connection?.close());
+      this.#work = this.#work.then(() => this.#events--);
     }
   }
 
@@ -521,8 +610,7 @@ class Mailbox {
   }
 
   async #deliver(event) {
-    const key = `${event.from} ${event.message_id}`;
-    if ((await this.#storage.get("received", key)) !== undefined) return;
+    if (this.#received.has(event.from, event.message_id)) return;
     const message = { from: event.from, id: event.message_id, encrypted: event.encrypted, at: event.stored_at };
     if (event.encrypted) {
       try {
@@ -538,7 +626,7 @@ class Mailbox {
       message.isForgeable = (await this.#storage.get("peers", event.from)) !== undefined;
     }
     await this.onmessage?.(message);
-    await this.#storage.put("received", key, Date.now());
+    await this.#remember(event.from, event.message_id, message.sentAt ?? event.stored_at);
   }
 
   async #decrypt(event) {
@@ -556,8 +644,19 @@ class Mailbox {
     refuse(content.to === `user:${this.user}`, "it was signed for another recipient");
     refuse(isSame(fromBase64(content.to_key), account.encryptionKey), "it was signed for another device");
     refuse(content.sent_at > Date.now() - MS.old, "it is too old");
+    refuse(!this.#received.isTooOld(event.from, content.sent_at), "it was received before, or is too old to tell");
     const devices = await this.#trusted(event.from, await this.#request("devices", { party: event.from }));
-    refuse(devices.some((device) => isSame(device.signing, signing)), "the device that signed it does not belong to the sender");
-    return { text: content.text, sentAt: content.sent_at };
+    const isListed = devices.some((device) => isSame(device.signing, signing));
+    refuse(isListed || (await this.#wasDevice(event.from, signing, content.certificate)), "the device that signed it does not belong to the sender");
+    const message = { text: content.text, sentAt: content.sent_at };
+    return isListed ? message : { ...message, isOfRemovedDevice: true };
+  }
+
+  /** Whether the pinned identity of the sender has signed a device that is not listed any more. */
+  async #wasDevice(from, signing, certificate) {
+    const identity = await this.#storage.get("peers", from);
+    if (!identity || !certificate) return false;
+    const [encryption, signature] = [certificate.encryption_key, certificate.signature].map(fromBase64);
+    return isCertified(from.replace("user:", ""), identity, { signing, encryption, signature });
   }
 }

@@ -174,6 +174,68 @@ async fn a_page_sends_nothing_by_a_server_that_swaps_keys() {
     assert_eq!(texts(&mut browser, &bob).await, json!([["user:alice", "first", true]]));
 }
 
+#[tokio::test]
+async fn a_page_remembers_a_bounded_number_of_messages_and_a_sender_who_floods_it_harms_itself_only() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let server = messaging_server();
+    let mut browser = Browser::start();
+    let tab = browser.open(&format!("http://{}/", server.address)).await;
+    let outcome = browser
+        .evaluate(
+            &tab,
+            "(async () => {
+               const { ReplayWindow } = await import('/messages.js');
+               const received = new ReplayWindow(10);
+               received.add('user:friend', 'f', 50);
+               const forgotten = Array.from({ length: 20 }, (_, n) => received.add('user:flood', `m${n}`, 100 + n)).flat();
+               const again = new ReplayWindow(10, Object.fromEntries(received.floors));
+               return [
+                 forgotten.length, forgotten[0], received.has('user:friend', 'f'), received.has('user:flood', 'm19'),
+                 received.has('user:flood', 'm0'), received.isTooOld('user:flood', 100), received.isTooOld('user:flood', 119),
+                 received.isTooOld('user:friend', 40), again.isTooOld('user:flood', 100),
+               ];
+             })()",
+        )
+        .await;
+    let expected = json!([11, ["user:flood", "m0"], true, true, false, true, false, false, true]);
+    assert_eq!(outcome, expected);
+}
+
+#[tokio::test]
+async fn a_page_does_not_show_a_repeated_message_and_closes_to_a_server_that_floods_it() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let server = messaging_server();
+    let mut browser = Browser::start();
+    let alice = open_mailbox(&mut browser, &server, "alice").await;
+    let bob = open_mailbox(&mut browser, &server, "bob").await;
+    browser.evaluate(&bob, MALICIOUS).await;
+    // The same message under the next number, once; then far more events than a server may send.
+    let repeat = "window.keep = null;
+        tamper((object) => { if (object.type === 'message') keep = keep ? Object.assign(object, { ...keep, sequence: object.sequence }) : { ...object } });
+        true";
+    browser.evaluate(&bob, repeat).await;
+    send(&mut browser, &alice, "bob", "once").await;
+    wait(&mut browser, &bob, "received.length === 1").await;
+    send(&mut browser, &alice, "bob", "twice").await;
+    wait(&mut browser, &alice, "receipts.length === 2").await;
+    assert_eq!(texts(&mut browser, &bob).await, json!([["user:alice", "once", true]]));
+    browser.evaluate(&bob, "honest(); true").await;
+    let flood = "const dispatch = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (...data) {
+          WebSocket.prototype.send = dispatch;
+          dispatch.apply(this, data);
+          for (let n = 0; n < 2100; n++) this.onmessage({ data: JSON.stringify({ type: 'receipt', sequence: 1e6 + n, message_id: 'x', from: 'user:x', state: 'delivered' }) });
+        };
+        mailbox.onreceipt = () => new Promise(() => {});
+        caught(mailbox.send('alice', 'hello'))";
+    browser.evaluate(&bob, flood).await;
+    wait(&mut browser, &bob, "states.includes('offline')").await;
+}
+
 /// Runs a command of `agent`; returns what it printed.
 async fn agent(home: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
