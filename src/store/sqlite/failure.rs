@@ -19,6 +19,12 @@ pub(super) fn is_disk_full(error: &Error) -> bool {
         if cause.code == ErrorCode::DiskFull || cause.extended_code == ffi::SQLITE_IOERR_SHMSIZE)
 }
 
+/// Returns whether the database, or a file beside it, may not be written.
+pub(super) fn is_not_writable(error: &Error) -> bool {
+    matches!(error, Error::SqliteFailure(cause, _)
+        if matches!(cause.code, ErrorCode::ReadOnly | ErrorCode::CannotOpen))
+}
+
 /// Returns whether the transaction in which the error occurred must be rolled back.
 pub(super) fn is_fatal(error: &StoreError) -> bool {
     matches!(error, StoreError::DiskFull | StoreError::Backend(_))

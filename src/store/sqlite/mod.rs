@@ -105,6 +105,11 @@ pub enum OpenError {
 
 impl OpenError {
     fn database(path: &Path, source: rusqlite::Error) -> Self {
+        if failure::is_not_writable(&source) {
+            let what = "the file, its folder or the file system cannot be written";
+            let source = io::Error::new(io::ErrorKind::PermissionDenied, what);
+            return Self::Io { path: path.to_owned(), source };
+        }
         Self::Database { path: path.to_owned(), source: Box::new(source) }
     }
 }

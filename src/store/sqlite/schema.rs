@@ -287,6 +287,13 @@ mod tests {
         let error = SqliteStore::open(&path, SqliteConfig::default()).unwrap_err();
         assert!(matches!(error, OpenError::Database { .. }), "{error:?}");
         assert!(error.to_string().contains("messages.db"), "{error}");
+        // A folder in its place is what nobody can write.
+        let locked = folder.path().join("locked");
+        drop(SqliteStore::open(&locked, SqliteConfig::default()).unwrap());
+        std::fs::create_dir(folder.path().join("locked-wal")).unwrap();
+        let error = SqliteStore::open(&locked, SqliteConfig::default()).unwrap_err();
+        assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
+        assert!(error.to_string().contains("cannot be written"), "{error}");
         let missing = folder.path().join("none/messages.db");
         let error = SqliteStore::open(&missing, SqliteConfig::default()).unwrap_err();
         assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
