@@ -413,6 +413,16 @@ impl IceAgent {
             self.close_connection(now, key);
         }
         self.update(now);
+        self.send_due(now);
+        self.update(now);
+        if self.timer.is_some_and(|at| at <= now) {
+            // A round that has just ended was what a nomination waited for.
+            self.send_due(now);
+            self.update(now);
+        }
+    }
+
+    fn send_due(&mut self, now: Instant) {
         while self.next_send.is_none_or(|at| at <= now)
             && let Some((key, source)) = self.next_due(now)
         {
@@ -421,7 +431,6 @@ impl IceAgent {
                 self.next_send = Some(now + pace);
             }
         }
-        self.update(now);
     }
 
     /// Returns when [`IceAgent::handle_timeout`] is due. Costs nothing: it can be called for each packet.
@@ -482,11 +491,10 @@ impl IceAgent {
     }
 
     fn is_in_previous(&self, key: PairKey) -> bool {
-        let previous = self.previous.as_ref().and_then(|previous| previous.pair(key));
-        let current = self.current.pair(key);
-        previous.is_some_and(|previous| {
-            current.is_none_or(|current| previous.is_usable() && !current.is_usable())
-        })
+        let Some(previous) = self.previous.as_ref().and_then(|previous| previous.pair(key)) else {
+            return false;
+        };
+        self.current.pair(key).is_none_or(|current| previous.is_usable() && !current.is_usable())
     }
 
     /// All pairs of the current generation once the peer's credentials are known, and the selected one if it is of the previous generation.

@@ -12,6 +12,8 @@ mod gateway_router;
 mod gateway_wire;
 #[path = "../../fuzz/targets/hub_machine.rs"]
 mod hub_machine;
+#[path = "../../fuzz/targets/ice_machine.rs"]
+mod ice_machine;
 #[path = "../../fuzz/targets/messaging_machine.rs"]
 mod messaging_machine;
 #[path = "../../fuzz/targets/messaging_wire.rs"]
@@ -76,6 +78,11 @@ fn the_corpus_of_signaling_wire_breaks_nothing() {
 #[test]
 fn the_corpus_of_hub_machine_breaks_nothing() {
     replay("hub_machine", hub_machine::run);
+}
+
+#[test]
+fn the_corpus_of_ice_machine_breaks_nothing() {
+    replay("ice_machine", ice_machine::run);
 }
 
 #[test]
