@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """An endpoint of the gateway's wire (S2), standard library only, written from its description only.
 
-    gateway.py [OPTIONS] echo HOST:PORT            waits to be dialled and sends back what comes
-    gateway.py [OPTIONS] call HOST:PORT REMOTE     dials REMOTE and sends messages, each of which has to come back once and in order
-    gateway.py [OPTIONS] deaf HOST:PORT            says that it is there, and never reads
-    gateway.py [OPTIONS] raw HOST:PORT HEX...      sends these bytes as they stand, and tells what came until the end
+    gateway.py [OPTIONS] echo HOST:PORT            waits to be dialled and returns what arrives
+    gateway.py [OPTIONS] call HOST:PORT REMOTE     dials REMOTE and sends messages, each of which must return once and in order
+    gateway.py [OPTIONS] pause HOST:PORT           sends a Ping, and never reads
+    gateway.py [OPTIONS] raw HOST:PORT HEX...      sends these bytes unchanged, and reports what arrives until the end
 
 A client, or with --id and --key a server: by the MD5 handshake, with --hmac by the other one, and then with credit. --tls ROOT does it all
 inside TLS, --certificate and --private-key show a certificate of its own there, --web PATH makes each piece a message of a WebSocket.
@@ -192,7 +192,7 @@ class Endpoint:
             whole = self.await_("frame", self.line.whole_frame)
             conn, message = struct.unpack_from("<I", whole, 4)[0], whole[8:]
             if conn:
-                return self.heard(conn, message)
+                return self.on_data(conn, message)
             kind, arguments = message[0], struct.unpack("<%dI" % (len(message) // 4), message[1:])
             if kind == PING:
                 self.pings += 1
@@ -204,9 +204,9 @@ class Endpoint:
             elif kind in (OPEN, REFUSE, CLOSE):
                 return kind, arguments[0], None
             elif not self.granted(kind, arguments):
-                sys.exit("the gateway says %d %r" % (kind, arguments))
+                sys.exit("unexpected command %d %r" % (kind, arguments))
 
-    def heard(self, conn, message):
+    def on_data(self, conn, message):
         return None, conn, message
 
     def granted(self, kind, arguments):
@@ -222,7 +222,7 @@ class Server(Endpoint):
 
 
 class HmacServer(Endpoint):
-    """The door with HMAC-SHA256: both sides prove themselves, and both obey credit."""
+    """Authentication with HMAC-SHA256: both sides prove their key, and both keep to the credit."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -259,7 +259,7 @@ class HmacServer(Endpoint):
             self.send(conn, self.waiting[conn].pop())
         return True
 
-    def heard(self, conn, message):
+    def on_data(self, conn, message):
         if self.theirs.get(conn, 0) <= 0:
             sys.exit("the gateway sends without credit")
         self.theirs[conn] -= 8 + len(message)
@@ -342,25 +342,25 @@ def message(conn, number, size):
 def call(endpoint, args):
     conns = [dial(endpoint, args.remote) for _ in range(args.connections)]
     sent = {conn: [message(conn, number, args.size) for number in range(args.messages)] for conn in conns}
-    heard, open_ = dict.fromkeys(conns, 0), set(conns)
+    returned, open_ = dict.fromkeys(conns, 0), set(conns)
     for number in range(args.messages):
         for conn in conns:
             endpoint.send(conn, sent[conn][number])
     while open_:
         kind, conn, what = endpoint.next()
         if kind is None:
-            assert what == sent[conn][heard[conn]], "message %d of %d is another one" % (heard[conn], conn)
-            heard[conn] += 1
-            if heard[conn] == args.messages and not args.wait_for_close:
+            assert what == sent[conn][returned[conn]], "message %d of %d is another one" % (returned[conn], conn)
+            returned[conn] += 1
+            if returned[conn] == args.messages and not args.wait_for_close:
                 endpoint.command(CLOSE, conn)
         else:
-            assert kind == CLOSE and heard[conn] == args.messages, (kind, conn, heard)
+            assert kind == CLOSE and returned[conn] == args.messages, (kind, conn, returned)
             open_.remove(conn)
             event("closed", conn=conn, left=len(open_))
-    event("report", ids=conns, messages=sum(heard.values()), pings=endpoint.pings)
+    event("report", ids=conns, messages=sum(returned.values()), pings=endpoint.pings)
 
 
-def deaf(endpoint, args):
+def pause(endpoint, args):
     endpoint.command(PING)
     event("ready")
     while True:
@@ -385,11 +385,11 @@ def main():
     parser.add_argument("--certificate", metavar="PEM")
     parser.add_argument("--private-key", metavar="PEM")
     parser.add_argument("--web", metavar="PATH")
-    parser.add_argument("--greet", action="store_true", help="begin with a Ping, so that a sniffing gateway knows at once what this is")
+    parser.add_argument("--greet", action="store_true", help="begin with a Ping, so that the gateway detects the protocol at once")
     parser.add_argument("--mute", action="store_true", help="never answer a Ping")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
     actions = parser.add_subparsers(dest="action", required=True)
-    for name, act in (("echo", echo), ("call", call), ("deaf", deaf), ("raw", raw)):
+    for name, act in (("echo", echo), ("call", call), ("pause", pause), ("raw", raw)):
         action = actions.add_parser(name)
         action.add_argument("gateway", metavar="HOST:PORT")
         action.set_defaults(act=act)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A client of the messaging wire (S4), with its own protobuf; `cryptography` only for RSA and AES.
 
-    messaging.py session HOST:PORT        a user and a device do everything once; the report says what happened
+    messaging.py session HOST:PORT        a user and a device use every command once; the report has the results
     messaging.py dispatch HOST:PORT ID    what the dispatcher answers
 
 The report goes to stdout as one JSON object. Exit code 0, or 1 with a reason on stderr.

@@ -92,13 +92,13 @@ def punch(target, local_port):
     deadline = time.monotonic() + 8
     source = None
     while time.monotonic() < deadline:
-        sock.sendto(b"punch" if source is None else b"heard", source or target)
+        sock.sendto(b"punch" if source is None else b"received", source or target)
         if not select.select([sock], [], [], 0.1)[0]:
             continue
         data, source = sock.recvfrom(2048)
-        if data == b"heard":
+        if data == b"received":
             for _ in range(3):
-                sock.sendto(b"heard", source)
+                sock.sendto(b"received", source)
             break
     else:
         source = None

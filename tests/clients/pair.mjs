@@ -2,7 +2,7 @@
 //
 //     node pair.mjs SERVER KEY FOLDER     FOLDER has node_modules and, as ginnel.mjs, the module
 //
-// The callee's tag belongs to an Ed25519 key. One calls the other, each says a line, and the callee comes back with its key from a second
+// The callee's tag belongs to an Ed25519 key. One calls the other, each sends a line, and the callee returns with its key from a second
 // client, which gets the same tag and replaces the first. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason.
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -23,7 +23,7 @@ process.on("unhandledRejection", failed);
 setTimeout(() => failed("time limit"), 45_000).unref();
 
 const options = { server, key, RTCPeerConnection, WebSocket };
-const heard = (channel) => new Promise((resolve) => (channel.onmessage = ({ data }) => resolve(data)));
+const nextMessage = (channel) => new Promise((resolve) => (channel.onmessage = ({ data }) => resolve(data)));
 
 const identity = await createIdentity();
 const callee = await connect({ ...options, identity });
@@ -34,7 +34,7 @@ const taken = new Promise((resolve) => (callee.oncall = ({ channel }) => resolve
 callee.listen();
 const out = await caller.call(callee.tag);
 const back = await taken;
-const lines = Promise.all([heard(back), heard(out)]);
+const lines = Promise.all([nextMessage(back), nextMessage(out)]);
 out.send("hello from the caller");
 back.send("hello from the callee");
 event("exchanged", { lines: await lines, path: out.path, peers: [back.peer === caller.tag, out.peer === callee.tag] });

@@ -6,11 +6,11 @@
 
 Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is notified; `hole` calls, answers the
 notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
-acknowledged. Where no hole opens within `--give-up` seconds, each tells the server so when it asks (step 10), and ends.
+acknowledged. Where no hole opens within `--give-up` seconds, each reports that when the server asks (step 10), and ends.
 With `--tcp` both announce a TCP port and inner addresses (S0-A11, S0-A18), and open a stream after the punch (S0-23): from that port
 to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. With `--inner` both register with the
-inner address of `hole` (S1-4), send to all addresses that the server tells of the other, and keep to the one that answers first (S1-5, S1-7). With
-`--silence` seconds nothing but the caller's 102 passes the hole for that long (S0-22), and after it the caller speaks first. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+inner address of `hole` (S1-4), send to all addresses of the other that the server sends, and keep to the one that answers first (S1-5, S1-7). With
+`--silence` seconds only the caller's 102 passes the hole for that long (S0-22), and after it the caller sends first. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
 """
 import argparse
 import errno
@@ -34,15 +34,15 @@ class Client:
         self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
         self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
         self.tag = self.token = self.callee = None
-        self.targets = set()      # where to send 101 or 102: the address the server told, and S0-A19's
+        self.targets = set()      # where to send 101 or 102: the address that the server sent, and S0-A19's
         self.opened = 0           # copies of 101 sent; five at most
         self.patience, self.tries_until = patience, None
         self.port = None          # our TCP port
         self.streams = []         # where the peer's may be reached, the likeliest first
         self.extras = {}          # extension fields for the peer
-        self.inner = inner        # whether the server shall tell of our inner address, and we look at the peer's
+        self.inner = inner        # whether the server sends our inner address to the peer, and we try the peer's
         self.laddrs = []
-        self.silence = silence    # how long the hole is kept open by 102 alone before anything else passes
+        self.silence = silence    # how long only 102 keeps the hole open before anything else passes
         if tcp or inner:
             self.hole.connect(server)
             own = self.hole.getsockname()
@@ -94,13 +94,13 @@ class Client:
                         self.event("refused", t=t, code=message["code"], em=message.get("em"))
                         sys.exit(1)
                     return message.get("extra") or {}
-                self.hear(on, source, message)
+                self.handle(on, source, message)
 
     def register(self):
-        told = self.ask(self.main, 1, params={"laddrs": self.laddrs}) if self.inner else self.ask(self.main, 1)
-        self.tag = told["tag"]
+        registered_as = self.ask(self.main, 1, params={"laddrs": self.laddrs}) if self.inner else self.ask(self.main, 1)
+        self.tag = registered_as["tag"]
         self.ask(self.main, 2, tag=self.tag)
-        self.event("registered", **{name: told[name] for name in ("tag", "addr", "nat") if name in told})
+        self.event("registered", **{name: registered_as[name] for name in ("tag", "addr", "nat") if name in registered_as})
 
     def call(self, callee):
         while callee == "first":
@@ -112,12 +112,12 @@ class Client:
         self.token = self.ask(self.hole, 4, params={"tag": self.tag, "rtag": callee, **self.extras})["token"]
         self.event("calling", tag=callee)
 
-    def hear(self, sock, source, message):
-        """Acts on one message of the server or of the peer."""
+    def handle(self, sock, source, message):
+        """Handles one message of the server or of the peer."""
         t, mid = message["t"], message.get("mid")
         params, token = message.get("params") or {}, message.get("token")
         if t in (4, 51, 52, 53) and source[0] != self.server[0]:
-            return  # a forged notification could send us anywhere
+            return  # a forged notification could name any address
         if t == 51 and not self.callee and self.token in (None, token):  # we are the callee, S0-14 to S0-19
             if self.token is None:
                 self.event("notified", tag=params["ltag"])
@@ -158,7 +158,7 @@ class Client:
                 self.acked.add(message["n"])
 
     def learn(self, host, port, inner):
-        """Takes note of where the peer's stream, and its hole on the same network, may be reached."""
+        """Stores where the peer's stream, and its hole on the same network, may be reached."""
         inner = [(ip, int(hole)) for ip, hole in (address.rsplit(":", 1) for address in inner)]
         if self.port and port:
             self.streams = [(ip, port) for ip, _ in inner] + [(host, port)]
@@ -166,7 +166,7 @@ class Client:
             self.targets.update(inner)
 
     def stream(self):
-        """Opens the stream, moves bytes both ways, and tells how it came about."""
+        """Opens the stream, moves bytes both ways, and reports who connected."""
         def bound():
             sock = socket.socket(self.hole.family, socket.SOCK_STREAM)
             for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
@@ -175,8 +175,8 @@ class Client:
             sock.setblocking(False)
             return sock
 
-        door, found = bound(), None
-        door.listen()
+        listener, found = bound(), None
+        listener.listen()
         while not found:
             if time.monotonic() > self.deadline:
                 self.event("failed", reason="time limit while opening the stream")
@@ -188,13 +188,13 @@ class Client:
                     tries[sock] = address
             until = time.monotonic() + 3
             while tries and not found and time.monotonic() < until:
-                readable, writable, _ = select.select([door], list(tries), [], 0.1)
+                readable, writable, _ = select.select([listener], list(tries), [], 0.1)
                 for sock in writable:
                     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                         found = ("connected", sock, tries[sock])
                     del tries[sock]
                 if readable:
-                    sock, address = door.accept()
+                    sock, address = listener.accept()
                     found = ("accepted", sock, address[:2])
             for sock in tries:
                 if not found or sock is not found[1]:
@@ -204,10 +204,10 @@ class Client:
         sock.setblocking(True)
         sock.settimeout(10)
         sock.sendall(b"x" * STREAM)
-        heard = 0
-        while heard < STREAM:
-            heard += len(sock.recv(65536)) or sys.exit("the stream ended early")
-        self.event("stream", how=how, peer="%s:%d" % address, received=heard)
+        received = 0
+        while received < STREAM:
+            received += len(sock.recv(65536)) or sys.exit("the stream ended early")
+        self.event("stream", how=how, peer="%s:%d" % address, received=received)
         time.sleep(1)  # what the peer has not read yet
 
     def punched(self, source):
@@ -218,7 +218,7 @@ class Client:
     def run(self):
         """Punches, then exchanges; returns when both directions are through."""
         due = beat = keep = 0
-        done = speak = None
+        done = first_at = None
         while done is None or time.monotonic() < done:
             now = time.monotonic()
             if now >= beat:
@@ -226,8 +226,8 @@ class Client:
                 beat = now + HEARTBEAT
             if self.targets and self.tries_until is None:
                 self.tries_until = now + self.patience
-            if self.peer and speak is None:
-                speak = now + self.silence
+            if self.peer and first_at is None:
+                first_at = now + self.silence
             if now >= due:
                 due = now + RESEND
                 if self.callee and self.peer is None:
@@ -238,15 +238,15 @@ class Client:
                     self.opened += 1
                     for target in self.targets:
                         self.send(self.hole, {"t": 101}, target)
-                elif self.peer and now < speak and self.callee and now >= keep:
+                elif self.peer and now < first_at and self.callee and now >= keep:
                     keep = now + KEEP
                     self.mid += 1
                     self.send(self.hole, {"t": 102, "mid": self.mid, "params": {"token": self.token}}, self.peer)
-                elif self.peer and now >= speak and len(self.acked) < COUNT and (self.callee or self.received or not self.silence):
+                elif self.peer and now >= first_at and len(self.acked) < COUNT and (self.callee or self.received or not self.silence):
                     for n in set(range(COUNT)) - self.acked:
                         self.send(self.hole, {"t": 200, "n": n}, self.peer)
             for sock, source, message in self.receive(0.05):
-                self.hear(sock, source, message)
+                self.handle(sock, source, message)
             if done is None and len(self.acked) == len(self.received) == COUNT:
                 self.event("exchanged", sent=len(self.acked), received=len(self.received))
                 done = time.monotonic() + LINGER

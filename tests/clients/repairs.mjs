@@ -2,7 +2,7 @@
 //
 //     node repairs.mjs MODULE [SEEDS [FIRST]]     MODULE is web/ginnel.js
 //
-// Named scenarios first, then random ones by seed. Exit code 0, or 1 with what failed and what was said before.
+// Named scenarios first, then random ones by seed. Exit code 0, or 1 with what failed and the log before it.
 import { readFile } from "node:fs/promises";
 
 const [file, seeds = "150", first = "1"] = process.argv.slice(2);
@@ -66,7 +66,7 @@ class Host {
   constructor(name) {
     this.name = name;
   }
-  tell(type) {
+  emit(type) {
     for (const [of, act] of this.listeners) if (of === type) act({ type });
   }
   move() {
@@ -90,14 +90,14 @@ class Hub {
     this.acts.clear();
   }
 
-  say(socket, message) {
+  send(socket, message) {
     socket?.deliver(message);
   }
 
-  hear(socket, message) {
+  handle(socket, message) {
     const { t, mid, params = {}, token } = message;
-    const answer = (fields) => mid !== undefined && this.say(socket, { t: -t, mid, code: 200, ...fields });
-    const fail = (code) => mid !== undefined && this.say(socket, { t, mid, code, em: String(code) });
+    const answer = (fields) => mid !== undefined && this.send(socket, { t: -t, mid, code: 200, ...fields });
+    const fail = (code) => mid !== undefined && this.send(socket, { t, mid, code, em: String(code) });
     const act = this.acts.get(token);
     if (t === 1) {
       const tag = this.secrets.get(params.secret) ?? `tag${this.secrets.size}`;
@@ -107,7 +107,7 @@ class Hub {
       this.tags.set(tag, socket);
       answer({ extra: { tag, epoch: (params.epoch ?? 0) + 1, ice_servers: [{ urls: ["turn:relay"] }] } });
       if (before && before !== socket) before.gone();
-      for (const waits of this.acts.values()) if (waits.callee === tag && !waits.answered) this.say(socket, waits.notice);
+      for (const waits of this.acts.values()) if (waits.callee === tag && !waits.answered) this.send(socket, waits.notice);
     } else if (t === 2) {
       if (this.tags.get(socket.tag) === socket) answer({});
       else fail(202);
@@ -118,11 +118,11 @@ class Hub {
       const notice = { t: 51, mid: 1e9 + this.serial, token: fresh, params: { ltag: params.tag, sdp: params.sdp } };
       this.acts.set(fresh, { caller: socket, callee: params.rtag, mid, notice, answered: false });
       answer({ extra: { token: fresh } });
-      this.say(callee, notice);
+      this.send(callee, notice);
       setTimeout(() => this.over(fresh, 207), 7_500);
     } else if (t === -51 && act && !act.answered) {
       act.answered = true;
-      this.say(act.caller, { t: 52, mid: 2e9 + ++this.serial, token, extra: message.extra });
+      this.send(act.caller, { t: 52, mid: 2e9 + ++this.serial, token, extra: message.extra });
     } else if (t === 51) {
       const [refused] = [...this.acts].find(([, { notice }]) => notice.mid === mid) ?? [];
       if (refused) this.over(refused, message.code);
@@ -130,7 +130,7 @@ class Hub {
       if (!act) return fail(205);
       const other = socket === act.caller ? this.tags.get(act.callee) : act.caller;
       answer({ token });
-      this.say(other, { t, token, params, ...(!act.answered && { mid: 3e9 + ++this.serial }) });
+      this.send(other, { t, token, params, ...(!act.answered && { mid: 3e9 + ++this.serial }) });
       if (t === 55) this.acts.delete(token);
     }
   }
@@ -139,7 +139,7 @@ class Hub {
     const act = this.acts.get(token);
     if (!act || act.answered) return;
     this.acts.delete(token);
-    this.say(act.caller, { t: 4, mid: act.mid, token, code, em: String(code) });
+    this.send(act.caller, { t: 4, mid: act.mid, token, code, em: String(code) });
   }
 
   left(socket) {
@@ -182,7 +182,7 @@ const socketOf = (host) =>
         if (!this.atServer) return;
         const message = JSON.parse(data);
         if (Math.abs(message.t) !== 2) note(host.name, ">", data.slice(0, 90));
-        world.hub.hear(this, message);
+        world.hub.handle(this, message);
       });
     }
     deliver(message) {
@@ -198,7 +198,7 @@ const socketOf = (host) =>
       const { alive } = this;
       this.readyState = 3;
       setTimeout(() => this.onclose?.(), alive ? 20 : 2_000);
-      // A server that hears nothing of it has the tag still there.
+      // A server that is not notified keeps the tag.
       if (alive) this.gone();
     }
     /** It ends at the server. */
@@ -229,7 +229,7 @@ class Connection {
   #ufrag;
   #silence = 0;
   #pair; // { local, remote } in use
-  #chosen; // who is told of another one
+  #chosen; // called when another pair is chosen
   raw;
   sctp = {
     transport: {
@@ -427,12 +427,12 @@ async function pair(seed) {
 }
 
 function keep(host, channel) {
-  Object.assign(host, { channel, sent: 0, heard: 0 });
+  Object.assign(host, { channel, sent: 0, received: 0 });
   channel.onstate = ({ state }) => note(host.name, "channel", state);
   channel.onclose = ({ error }) => note(host.name, "channel closed", error);
   channel.onmessage = ({ data }) => {
-    check(Number(data) === host.heard, `${host.name} hears ${data} instead of ${host.heard}`);
-    host.heard += 1;
+    check(Number(data) === host.received, `${host.name} received ${data} instead of ${host.received}`);
+    host.received += 1;
   };
   setInterval(() => channel.readyState === "open" && channel.send(String(host.sent++)), 100);
 }
@@ -447,22 +447,22 @@ async function recovers(ms) {
   await run(10_000);
   check(await run(5_000, settled), "the path does not last"); // a renewal may be under way
   const [caller, callee] = world.hosts;
-  const missing = [caller.sent - callee.heard, callee.sent - caller.heard];
+  const missing = [caller.sent - callee.received, callee.sent - caller.received];
   check(missing.every((count) => count <= 2), `${missing} messages are missing`);
   return took;
 }
 
-/** Nothing passes for `ms`, then there is another address; `told` is whether the browser notices, `refuses` whether sockets fail at once. */
-async function outage(host, ms, { told = false, moved = true, refuses = told } = {}) {
+/** Nothing passes for `ms`, then there is another address; `notified` is whether the browser notices, `refuses` whether sockets fail at once. */
+async function outage(host, ms, { notified = false, moved = true, refuses = notified } = {}) {
   note(host.name, "down");
   host.up = false;
   host.refuses = refuses;
-  if (told) host.tell("offline");
+  if (notified) host.emit("offline");
   await run(ms);
   host.up = true;
   if (moved) host.move();
   note(host.name, "up");
-  if (told) host.tell("online");
+  if (notified) host.emit("online");
 }
 
 async function restart(ms) {
@@ -484,7 +484,7 @@ const scenarios = {
     await outage(callee, 5_000);
     await recovers(12_000);
   },
-  async "a channel does not say connected while its offer has not been seen"() {
+  async "a channel does not report connected while its offer has not been seen"() {
     const [caller] = await pair(3);
     await outage(caller, 5_000);
     let lied = false;
@@ -515,7 +515,7 @@ const scenarios = {
   async "the next try comes at once when the network is back after 45 seconds"() {
     for (const [ms, refuses] of [[45_000, true], [45_000, false], [35_000, false], [40_000, false]]) {
       const [caller] = await pair(6);
-      await outage(caller, ms, { told: true, refuses });
+      await outage(caller, ms, { notified: true, refuses });
       check(await run(200, () => caller.client.state === "online"), "not back within 200 ms");
       await recovers(3_000);
     }
@@ -533,18 +533,18 @@ const scenarios = {
     const [caller, callee] = await pair(9);
     const { hub, connections } = world;
     const unknown = new Set();
-    const hear = hub.hear.bind(hub);
-    hub.hear = (socket, message) => (message.code === 205 ? void unknown.add(message.token) : hear(socket, message));
+    const handle = hub.handle.bind(hub);
+    hub.handle = (socket, message) => (message.code === 205 ? void unknown.add(message.token) : handle(socket, message));
     connections[1].createAnswer = () => new Promise(() => {}); // the first is being answered, the others wait for that
-    const tell = (message) => hub.say(hub.tags.get(callee.client.tag), message);
+    const notify = (message) => hub.send(hub.tags.get(callee.client.tag), message);
     const { sdp } = connections[0].localDescription;
     const tokens = ["late1", "late2", "late3"];
-    tokens.forEach((token, at) => tell({ t: 51, mid: 5e9 + at, token, params: { ltag: caller.client.tag, sdp } }));
+    tokens.forEach((token, at) => notify({ t: 51, mid: 5e9 + at, token, params: { ltag: caller.client.tag, sdp } }));
     await run(1_000);
     callee.channel.close();
     await run(10_000, () => callee.channel.readyState === "closed");
     await run(10_000);
-    for (const token of tokens) tell({ t: 53, token });
+    for (const token of tokens) notify({ t: 53, token });
     await run(1_000);
     check(tokens.every((token) => unknown.has(token)), `only ${[...unknown]} are forgotten`);
   },
@@ -561,7 +561,7 @@ async function byChance(seed) {
   for (let event = 0; event < events; event++) {
     await run(between(0, 15_000));
     const host = hosts[random() < 0.6 ? 0 : 1];
-    const options = { told: random() < 0.4, moved: random() < 0.7 };
+    const options = { notified: random() < 0.4, moved: random() < 0.7 };
     const kind = random();
     if (kind < 0.5) await outage(host, between(0, 20_000), options);
     else if (kind < 0.7) await restart(between(50, 5_000));

@@ -1,4 +1,4 @@
-"""A TURN client of its own making (RFC 8656 over UDP, long-term credentials). Standard library only.
+"""A TURN client written for these tests (RFC 8656 over UDP, long-term credentials). Standard library only.
 
     turn.py refuse  SERVER USER PASSWORD WITNESSPORT PEER[:PORT] ...
         tries CreatePermission, ChannelBind and Send to each peer; prints one JSON object a peer
@@ -247,7 +247,7 @@ def main(verb, *rest):
         sock = bound("0.0.0.0", int(rest[0]))
         while True:
             data, source = sock.recvfrom(2048)
-            print(f"heard {data!r} from {source}", flush=True)
+            print(f"received {data!r} from {source}", flush=True)
     if verb == "echo":
         sock = bound(*split(rest[0]))
         while True:

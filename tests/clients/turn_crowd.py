@@ -1,15 +1,15 @@
 """Many clients of one server at once. Standard library only.
 
     turn_crowd.py many SERVER USER PASSWORD COUNT SAMPLE PID
-        allocates COUNT times from as many sockets, and lets SAMPLE of them talk to a peer each; PID is the server's
+        allocates COUNT times from as many sockets, and exchanges data between SAMPLE of them and a peer each; PID is the server's
     turn_crowd.py same SERVER USER PASSWORD COUNT
-        COUNT clients talk to one and the same peer
+        COUNT clients exchange data with one peer
     turn_crowd.py first SERVER USER PASSWORD COUNT
-        COUNT clients permit one address and say nothing; a peer for each speaks first, is answered, and goes on from another port
+        COUNT clients permit one address and send nothing; a peer for each sends first, is answered, and continues from another port
     turn_crowd.py mutual SERVER USER PASSWORD
-        two clients talk to each other through their relayed addresses, by Send and by channel
+        two clients exchange data through their relayed addresses, by Send and by channel
     turn_crowd.py until SERVER RESTSECRET LIFETIME
-        an allocation whose credentials are good for LIFETIME seconds: until when its peer and it hear of each other
+        an allocation whose credentials are good for LIFETIME seconds: until when data of its peer and of its own arrives
 
 prints one JSON object
 """
@@ -42,17 +42,17 @@ def sockets_of(pid):
     return sum(link.startswith("socket:[") for link in links)
 
 
-def talks(client, peer, word):
-    """Whether a word passes there and back, both ways through the client's relayed address."""
+def exchange(client, peer, word):
+    """Whether a payload passes in both directions through the client's relayed address; returns the source that the peer has seen."""
     address = peer.getsockname()
     for _ in range(TRIES):
         client.send(address, word)
         try:
-            heard, source = peer.recvfrom(64)
+            received, source = peer.recvfrom(64)
         except TimeoutError:
             continue
-        peer.sendto(heard.upper(), source)
-        if heard == word and client.relayed_data(1) == (address, word.upper()):
+        peer.sendto(received.upper(), source)
+        if received == word and client.relayed_data(1) == (address, word.upper()):
             return source
     return None
 
@@ -66,7 +66,7 @@ def many(server, user, password, count, sample, pid):
     chosen = clients[:: count // sample][:sample]
     peers = [peer_socket() for _ in chosen]
     permitted = [client.permit(peer.getsockname()) for client, peer in zip(chosen, peers)]
-    talked = [talks(client, peer, b"word %d" % number) for number, (client, peer) in enumerate(zip(chosen, peers))]
+    talked = [exchange(client, peer, b"word %d" % number) for number, (client, peer) in enumerate(zip(chosen, peers))]
     print(
         json.dumps(
             {
@@ -86,8 +86,8 @@ def same(server, user, password, count):
     peer = peer_socket()
     clients = [Allocation(server, user, password) for _ in range(count)]
     permitted = [client.permit(peer.getsockname()) for client in clients].count(200)
-    own = sum(talks(client, peer, b"client %d" % number) == client.relayed for number, client in enumerate(clients))
-    again = sum(talks(client, peer, b"again %d" % number) == client.relayed for number, client in enumerate(clients))
+    own = sum(exchange(client, peer, b"client %d" % number) == client.relayed for number, client in enumerate(clients))
+    again = sum(exchange(client, peer, b"again %d" % number) == client.relayed for number, client in enumerate(clients))
     print(json.dumps({"permitted": permitted, "own": own, "again": again}))
 
 
@@ -97,16 +97,16 @@ def first(server, user, password, count):
     seen = {"permitted": permitted, "first": 0, "answered": 0, "moved": 0, "strange": 0}
     for number, client in enumerate(clients):
         peer, word = peer_socket(), b"first %d" % number
-        heard = (peer.getsockname(), word)
-        seen["first"] += hears(client, heard, lambda: peer.sendto(word, client.relayed))
+        expected = (peer.getsockname(), word)
+        seen["first"] += arrives(client, expected, lambda: peer.sendto(word, client.relayed))
         client.send(peer.getsockname(), b"answer %d" % number)
         seen["answered"] += peer.recvfrom(64) == (b"answer %d" % number, client.relayed)
         moved, word = peer_socket(), b"moved %d" % number
-        seen["moved"] += hears(client, (moved.getsockname(), word), lambda: moved.sendto(word, client.relayed))
-    # A word that was sent again may be heard again; another one's never.
+        seen["moved"] += arrives(client, (moved.getsockname(), word), lambda: moved.sendto(word, client.relayed))
+    # A payload that was sent again may arrive again; one of another client never.
     for number, client in enumerate(clients):
-        while heard := client.relayed_data(0.01):
-            seen["strange"] += not heard[1].endswith(b" %d" % number)
+        while received := client.relayed_data(0.01):
+            seen["strange"] += not received[1].endswith(b" %d" % number)
     print(json.dumps(seen))
 
 
@@ -114,17 +114,17 @@ def mutual(server, user, password):
     one, two = (Allocation(server, user, password) for _ in range(2))
     result = {"permit": [one.permit(two.relayed), two.permit(one.relayed)], "send": 0, "channel": 0}
     for number in range(100):
-        result["send"] += hears(two, (one.relayed, b"%d" % number), lambda: one.send(two.relayed, b"%d" % number))
-        result["send"] += hears(one, (two.relayed, b"%d" % number), lambda: two.send(one.relayed, b"%d" % number))
+        result["send"] += arrives(two, (one.relayed, b"%d" % number), lambda: one.send(two.relayed, b"%d" % number))
+        result["send"] += arrives(one, (two.relayed, b"%d" % number), lambda: two.send(one.relayed, b"%d" % number))
     result["bind"] = [one.bind(CHANNEL, two.relayed), two.bind(CHANNEL + 1, one.relayed)]
     for number in range(100):
         word = b"%d" % number
-        result["channel"] += hears(two, (CHANNEL + 1, word), lambda: one.send_channel(CHANNEL, word))
-        result["channel"] += hears(one, (CHANNEL, word), lambda: two.send_channel(CHANNEL + 1, word))
+        result["channel"] += arrives(two, (CHANNEL + 1, word), lambda: one.send_channel(CHANNEL, word))
+        result["channel"] += arrives(one, (CHANNEL, word), lambda: two.send_channel(CHANNEL + 1, word))
     print(json.dumps(result))
 
 
-def hears(client, expected, act):
+def arrives(client, expected, act):
     for _ in range(TRIES):
         act()
         if client.relayed_data(1) == expected:
@@ -140,18 +140,18 @@ def until(server, secret, lifetime):
     client.permit(peer.getsockname())
     client.bind(CHANNEL, peer.getsockname())
     peer.settimeout(0.02)
-    heard = {"peer": 0, "client": 0}
+    last = {"peer": 0, "client": 0}
     while time.time() < end + 3:
         client.send_channel(CHANNEL, b"on")
         peer.sendto(b"back", client.relayed)
         try:
             peer.recv(64)
-            heard["peer"] = time.time() - end
+            last["peer"] = time.time() - end
         except TimeoutError:
             pass
         if client.relayed_data(0.02):
-            heard["client"] = time.time() - end
-    print(json.dumps({who: round(when, 2) for who, when in heard.items()}))
+            last["client"] = time.time() - end
+    print(json.dumps({who: round(when, 2) for who, when in last.items()}))
 
 
 def main(verb, server, *rest):

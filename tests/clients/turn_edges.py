@@ -1,12 +1,12 @@
-"""What other servers have got wrong, tried by a client of its own making. Standard library only.
+"""Mistakes of other servers, tried by a TURN client written for these tests. Standard library only.
 
     turn_edges.py ended SERVER USER PASSWORD
-        what peers and client hear of each other from the moment at which Refresh with lifetime 0 is answered
+        what peers and client receive from each other after Refresh with lifetime 0 was answered
     turn_edges.py framing SERVER USER PASSWORD
         the longest ChannelData and the longest STUN message over TCP, with a Binding right behind each
     turn_edges.py nowhere SERVER USER PASSWORD
         relaying by one allocation before and after packets to port 0 and to peers without a route
-    turn_edges.py doors SERVER USER PASSWORD
+    turn_edges.py listeners SERVER USER PASSWORD
         relaying to the server's own listeners
 
 prints one JSON object
@@ -39,7 +39,7 @@ def peer_socket():
     return peer
 
 
-def heard(sock, within=1):
+def receive(sock, within=1):
     sock.settimeout(within)
     try:
         return sock.recv(2048)
@@ -49,7 +49,7 @@ def heard(sock, within=1):
 
 def both_ways(allocation, peer, word):
     allocation.send_channel(CHANNEL, word)
-    there = heard(peer) == word
+    there = receive(peer) == word
     peer.sendto(word, allocation.relayed)
     return there and allocation.relayed_data(1) == (CHANNEL, word)
 
@@ -66,7 +66,7 @@ def ended(allocation):
         peer.sendto(b"after the end", relayed)
         refused = [allocation.permit(peer.getsockname()), allocation.bind(CHANNEL, peer.getsockname())]
         counts["refused"] += refused == [437, 437]
-        counts["leaked"] += heard(peer, 0.05) is not None
+        counts["leaked"] += receive(peer, 0.05) is not None
         counts["leaked"] += allocation.relayed_data(0.05) is not None
         counts["again"] += allocation.outcome(ALLOCATE, [(TRANSPORT, b"\x11\0\0\0")]) == 200
         answer = allocation.answer
@@ -108,12 +108,12 @@ def nowhere(allocation):
             allocation.send_channel(CHANNEL + 1 + at, b"nowhere")
         counts["channel"] += both_ways(allocation, peer, b"%d" % number)
         allocation.send(peer.getsockname(), b"sent")
-        counts["send"] += heard(peer) == b"sent"
+        counts["send"] += receive(peer) == b"sent"
     counts["refresh"] = allocation.outcome(REFRESH, [(LIFETIME, struct.pack("!I", 600))])
     return counts
 
 
-def doors(allocation):
+def listeners(allocation):
     """The server would answer a Binding that it is relayed."""
     host, port = allocation.server
     result = {"permitted": [], "bound": [], "answered": 0}
@@ -132,8 +132,8 @@ def main(verb, server, user, password):
     server, user, password = split(server), user.encode(), password.encode()
     if verb == "framing":
         result = framing(server, user, password)
-    elif verb in ("ended", "nowhere", "doors"):
-        result = {"ended": ended, "nowhere": nowhere, "doors": doors}[verb](Allocation(server, user, password))
+    elif verb in ("ended", "nowhere", "listeners"):
+        result = {"ended": ended, "nowhere": nowhere, "listeners": listeners}[verb](Allocation(server, user, password))
     else:
         sys.exit(__doc__)
     print(json.dumps(result))

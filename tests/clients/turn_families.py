@@ -1,7 +1,7 @@
-"""A client of both address families and of other features of RFC 8656, of its own making. Standard library only.
+"""A client of both address families and of other features of RFC 8656, written for these tests. Standard library only.
 
     turn_families.py all V4SERVER V6SERVER USER PASSWORD
-        prints one JSON object: what came of each way from one family to the other
+        prints one JSON object: the result of each way from one family to the other
 """
 
 import json
@@ -27,8 +27,8 @@ def relayed(message):
     return found
 
 
-def talk(allocation, host, number):
-    """What CreatePermission gives for a peer on `host`, and what comes of Send and of a channel; each there and back."""
+def exchange(allocation, host, number):
+    """What CreatePermission gives for a peer on `host`, and whether data passes by Send and by a channel, in both directions."""
     peer = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     peer.bind((host, 0))
     peer.settimeout(1)
@@ -49,10 +49,10 @@ def echoes(allocation, peer, address, channel):
         else:
             allocation.send_channel(channel, word)
         try:
-            heard, source = peer.recvfrom(64)
+            received, source = peer.recvfrom(64)
         except TimeoutError:
             continue
-        peer.sendto(heard.upper(), source)
+        peer.sendto(received.upper(), source)
         if allocation.relayed_data(1) == (channel or address, word.upper()):
             return True
     return False
@@ -73,10 +73,10 @@ def main(verb, v4, v6, user, password):
         ("6 by 6", v6, V6, "::1"),
     ):
         allocation = allocate(server, (REQUESTED_FAMILY, family))
-        result[name] = [":" in allocation.relayed[0], *talk(allocation, host, 0x4001)]
+        result[name] = [":" in allocation.relayed[0], *exchange(allocation, host, 0x4001)]
     both = allocate(v4, (ADDITIONAL_FAMILY, V6))
     families = [":" in host for host, _ in relayed(both.answer)]
-    result["both"] = [families, *talk(both, "127.0.0.1", 0x4001), *talk(both, "::1", 0x4002)]
+    result["both"] = [families, *exchange(both, "127.0.0.1", 0x4001), *exchange(both, "::1", 0x4002)]
     ten_minutes = (LIFETIME, struct.pack("!I", 600))
     result["refresh of each"] = [
         both.outcome(REFRESH, [ten_minutes, (REQUESTED_FAMILY, family)]) for family in (V4, V6)
@@ -88,7 +88,7 @@ def main(verb, v4, v6, user, password):
     for name, stream in (("later", False), ("later by tcp", True)):
         later = allocate(v4, stream=stream)
         families = [":" in host for host, _ in relayed(later.answer)]
-        result[name] = [families, *talk(later, "::1", 0x4001), *talk(later, "127.0.0.1", 0x4002)]
+        result[name] = [families, *exchange(later, "::1", 0x4001), *exchange(later, "127.0.0.1", 0x4002)]
     try:
         allocate(v4, (REQUESTED_FAMILY, V6), (ADDITIONAL_FAMILY, V6))
         result["both attributes"] = 200

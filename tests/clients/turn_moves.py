@@ -1,7 +1,7 @@
-"""A client of RFC 8016 (mobility) of its own making, whom the server grants one allocation. Standard library only.
+"""A client of RFC 8016 (mobility), written for these tests, for which the server grants one allocation. Standard library only.
 
     turn_moves.py all SERVER USER PASSWORD RESTSECRET
-        prints one JSON object: what came of each move
+        prints one JSON object: the result of each move
 """
 
 import base64
@@ -40,11 +40,11 @@ def echo(allocation, peer, channel):
     else:
         allocation.send(peer.getsockname(), word)
     try:
-        heard, source = peer.recvfrom(64)
+        received, source = peer.recvfrom(64)
     except TimeoutError:
         return False
-    # What the peer says comes by the channel as long as there is one.
-    peer.sendto(heard, source)
+    # Data of the peer arrives by the channel as long as there is one.
+    peer.sendto(received, source)
     return source == allocation.relayed and allocation.relayed_data(1) == (CHANNEL, word)
 
 
@@ -57,7 +57,7 @@ def silent(sock):
 
 
 def other_user(server, secret):
-    name = b"%d:somebody else" % (time.time() + 600)
+    name = b"%d:other user" % (time.time() + 600)
     return Client(server, name, base64.b64encode(hmac.digest(secret, name, "sha1")))
 
 
@@ -70,7 +70,7 @@ def main(verb, server, user, password, secret):
     peer.settimeout(1)
     allocation = Allocation(server, user, password, wants=[(TICKET, b"")])
     ticket = allocation.request(REFRESH, [(TICKET, attributes(allocation.answer)[TICKET])])[0][TICKET]
-    result = {"bind": allocation.bind(CHANNEL, peer.getsockname()), "at home": echoes(allocation, peer)}
+    result = {"bind": allocation.bind(CHANNEL, peer.getsockname()), "before": echoes(allocation, peer)}
 
     moved = 0
     for _ in range(MOVES):

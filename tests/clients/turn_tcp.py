@@ -1,7 +1,7 @@
-"""A client of RFC 6062 (TCP between server and peers) of its own making. Standard library only.
+"""A client of RFC 6062 (TCP between server and peers) written for these tests. Standard library only.
 
     turn_tcp.py all SERVER USER PASSWORD
-        prints one JSON object: what came of each try with peers on the server's own IP address
+        prints one JSON object: the result of each try with peers on the server's own IP address
 """
 
 import hashlib
@@ -23,9 +23,9 @@ SHORT = 10
 
 
 def listener(host="127.0.0.1"):
-    door = socket.create_server((host, 0))
-    door.settimeout(SHORT)
-    return door
+    sock = socket.create_server((host, 0))
+    sock.settimeout(SHORT)
+    return sock
 
 
 def read_all(sock):
@@ -70,16 +70,16 @@ def attempt(control):
 
 def carry(control):
     """A megabyte each way at the same time, and a word after the client has ended its half."""
-    door = listener()
-    name = connect(control, door.getsockname())
-    peer, source = door.accept()
+    listening = listener()
+    name = connect(control, listening.getsockname())
+    peer, source = listening.accept()
     up, down = os.urandom(MEGABYTE), os.urandom(MEGABYTE)
     peer.sendall(b"early")
     data = bind(control, name)
-    heard = {}
+    received = {}
 
     def answer():
-        heard["up"] = digest(read_all(peer))
+        received["up"] = digest(read_all(peer))
         peer.sendall(b"last word")
         peer.close()
 
@@ -101,7 +101,7 @@ def carry(control):
         thread.join(SHORT)
     return {
         "from": source == control.relayed,
-        "up": heard.get("up") == digest(up),
+        "up": received.get("up") == digest(up),
         "down": got == b"early" + down,
         "half": rest.decode(),
     }
@@ -114,7 +114,7 @@ def stranger(control):
         closed = peer.recv(1) == b""
     except ConnectionResetError:
         closed = True
-    return {"closed": closed, "told": attempt(control) is not None}
+    return {"closed": closed, "reported": attempt(control) is not None}
 
 
 def incoming(control):
@@ -139,24 +139,24 @@ def incoming(control):
 
 
 def closed_port(control):
-    with listener() as door:
-        address = door.getsockname()
+    with listener() as sock:
+        address = sock.getsockname()
     return connect(control, address)
 
 
 def twice(control):
-    door = listener()
-    name = connect(control, door.getsockname())
-    again = connect(control, door.getsockname())
+    listening = listener()
+    name = connect(control, listening.getsockname())
+    again = connect(control, listening.getsockname())
     bound = bind(control, name)
     return {"again": again, "bound": isinstance(bound, Client), "twice": bind(control, name)}
 
 
 def usurpers(control):
     """Whoever may not bind a pending connection leaves it as it is."""
-    door = listener()
-    name = connect(control, door.getsockname())
-    peer, _ = door.accept()
+    listening = listener()
+    name = connect(control, listening.getsockname())
+    peer, _ = listening.accept()
     bare = Client(control.server, control.user, control.password, stream=True)
     transaction = os.urandom(12)
     body = struct.pack("!HH", CONNECTION_ID, 4) + name
@@ -175,7 +175,7 @@ def usurpers(control):
     return codes
 
 
-def own_doors(control):
+def own_listeners(control):
     host, port = control.server
     spellings = [(host, port), (host, port + 1), (f"::ffff:{host}", port), ("0.0.0.0", port), ("::", port)]
     return [connect(control, peer) for peer in spellings]
@@ -183,9 +183,9 @@ def own_doors(control):
 
 def ends(control):
     """Data connections end with their control connection, pending ones too."""
-    doors = [listener(), listener()]
-    names = [connect(control, door.getsockname()) for door in doors]
-    peers = [door.accept()[0] for door in doors]
+    listeners = [listener(), listener()]
+    names = [connect(control, listening.getsockname()) for listening in listeners]
+    peers = [listening.accept()[0] for listening in listeners]
     data = bind(control, names[0])
     control.socket.close()
     return [read_all(sock).decode() for sock in (data.socket, *peers)]
@@ -212,7 +212,7 @@ def main(verb, server, user, password):
         "closed port": closed_port(first),
         "twice": twice(first),
         "usurpers": usurpers(first),
-        "own doors": own_doors(first),
+        "own listeners": own_listeners(first),
         "refresh": first.outcome(REFRESH, [(LIFETIME, struct.pack("!I", 600))]),
         "ends": ends(first),
         "allocate by udp": not_a_stream(server, user, password),

@@ -279,7 +279,7 @@ fn python_endpoints_exchange_data_over_websocket_inside_tls() {
 
 /// A client that never reads, and is the gateway's first one.
 fn non_reading(gateway: &Gateway, options: &[&str]) -> Proc {
-    let non_reading = Target::new(gateway.clients(), options).start(Role::Client, "deaf", &[]);
+    let non_reading = Target::new(gateway.clients(), options).start(Role::Client, "pause", &[]);
     ready(&non_reading);
     non_reading
 }

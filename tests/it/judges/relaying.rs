@@ -24,7 +24,7 @@ fn a_foreign_client_relays_tcp_to_and_from_peers() {
     }
     let test_server = test_server("");
     let expected = json!({
-        "stranger": {"closed": true, "told": false},
+        "stranger": {"closed": true, "reported": false},
         "carry": {"from": true, "up": true, "down": true, "half": "last word"},
         "incoming": {"permitted": 200, "named": true, "words": ["hello", "and back"], "ended": true},
         "closed port": 447,
@@ -37,7 +37,7 @@ fn a_foreign_client_relays_tcp_to_and_from_peers() {
             "by the control connection": 400,
             "right": "still here",
         },
-        "own doors": [403, 403, 403, 403, 403],
+        "own listeners": [403, 403, 403, 403, 403],
         "refresh": 200,
         "ends": ["", "", ""],
         "allocate by udp": 400,
@@ -54,7 +54,7 @@ fn a_foreign_client_moves_its_allocation_to_other_ports_and_transports() {
     let test_server = test_server(&format!("allocations_per_user = 1\nrest_secret = \"{SECRET}\""));
     let expected = json!({
         "bind": 200,
-        "at home": true,
+        "before": true,
         "moved": 32,
         "old ticket": 400,
         "forged": [400, 400, 400, 400, 400, 400, 400],

@@ -191,7 +191,7 @@ fn unroutable_packets_do_not_end_relaying() {
 /// Even where the operator lets clients reach the server's own host. `turn_tcp.py` tries the same by Connect.
 #[test]
 fn the_servers_own_listeners_cannot_be_reached_through_the_relay() {
-    let Some(found) = edges("doors") else { return };
+    let Some(found) = edges("listeners") else { return };
     // A permission names no port, and relayed addresses have the server's own IP address here: that one is granted.
     assert_eq!(found, json!({"permitted": [200, 403], "bound": [403], "answered": 0}));
 }

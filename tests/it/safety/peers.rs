@@ -36,7 +36,7 @@ fn assert_refused(client: &mut Proc, peers: &[&str], relays: &str, witness: &Pro
         })
         .collect();
     assert_eq!(verdicts, expected);
-    assert_eq!(witness.lines(|line| line.starts_with("heard").then(|| line.clone())), [""; 0]);
+    assert_eq!(witness.lines(|line| line.starts_with("received").then(|| line.clone())), [""; 0]);
 }
 
 #[test]
