@@ -553,9 +553,12 @@ async fn a_client_keeps_to_its_settings() {
         idle_timeout: Duration::from_secs(900),
         ..settings()
     };
-    let (client, _far) = scripted(narrow, flood).await;
+    let (client, mut far) = scripted(narrow, flood).await;
     let mut conn = client.accept().await.unwrap();
-    tokio::time::sleep(2 * limit).await;
+    let closes = script(&[Command::Close(ConnId(1)), Command::Close(ConnId(2))]);
+    let mut written = vec![0; closes.len()];
+    far.read_exact(&mut written).await.unwrap();
+    assert_eq!(written, closes, "the connection that was not read is closed");
     for _ in 0..3 {
         assert_eq!(conn.receive().await.unwrap().unwrap()[..], [7]);
     }
