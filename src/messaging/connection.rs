@@ -2,7 +2,7 @@
 
 use super::machine::ConnectionId;
 use super::outbox::{Outgoing, outbox};
-use super::service::{Event, Handle, Opened, Protocol};
+use super::service::{Handle, Opened, Protocol, ServiceEvent};
 use super::wire::{HEADER_LEN, data_len};
 use crate::clock::{TickBase, Ticks};
 use crate::dataplane::stream_limits::{MESSAGE_TIME, WRITE_TIME, shut_down};
@@ -55,12 +55,12 @@ impl OpenConnection<'_> {
 }
 
 /// How fast a client may send.
-pub(super) struct Pace {
+pub(super) struct RequestPace {
     base: TickBase,
     limiter: RateLimiter,
 }
 
-impl Pace {
+impl RequestPace {
     pub(super) fn new() -> Self {
         Self { base: TickBase::new(mono()), limiter: RateLimiter::idle_at(Ticks::from_nanos(0)) }
     }
@@ -86,7 +86,7 @@ impl Handle {
         let id = self.next_connection();
         let (outbox, outgoing) = outbox(self.limits(), self.waiting());
         let credit = Arc::new(Semaphore::new(CREDITS));
-        let opened = Event::Opened(Box::new(Opened {
+        let opened = ServiceEvent::Opened(Box::new(Opened {
             connection: id,
             ip,
             protocol,
@@ -142,7 +142,7 @@ impl Handle {
                 })
                 .await??;
                 if outgoing.sent(bytes.len()) {
-                    self.send(Event::Drained { connection }).await;
+                    self.send(ServiceEvent::Drained { connection }).await;
                 }
                 io::Result::Ok(())
             })
@@ -155,7 +155,7 @@ impl Handle {
 impl OpenConnection<'_> {
     /// Reads frames until the client closes its sending side and all of them are answered.
     async fn read_frames(&self, reader: &mut (impl AsyncRead + Send + Unpin)) -> io::Result<()> {
-        let mut pace = Pace::new();
+        let mut pace = RequestPace::new();
         let mut header = [0; HEADER_LEN];
         loop {
             match reader.read_exact(&mut header).await {
@@ -168,7 +168,7 @@ impl OpenConnection<'_> {
         }
         // The credits are back when everything is answered.
         if self.credit.acquire_many(CREDITS as u32).await.is_ok() {
-            Box::pin(self.handle.send(Event::Finished { connection: self.id })).await;
+            Box::pin(self.handle.send(ServiceEvent::Finished { connection: self.id })).await;
         }
         Ok(())
     }
@@ -177,7 +177,7 @@ impl OpenConnection<'_> {
         &self,
         reader: &mut (impl AsyncRead + Send + Unpin),
         header: [u8; HEADER_LEN],
-        pace: &mut Pace,
+        pace: &mut RequestPace,
     ) -> io::Result<()> {
         let len = data_len(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         self.acquire_credit(len).await.map_err(io::Error::other)?;
@@ -186,7 +186,7 @@ impl OpenConnection<'_> {
             false => None,
         };
         let data = timeout(MESSAGE_TIME, read_data(reader, len)).await??;
-        if !self.handle.send(Event::Frame { connection: self.id, data }).await {
+        if !self.handle.send(ServiceEvent::Frame { connection: self.id, data }).await {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         pace.wait(self.handle.limits().requests_per_connection).await;

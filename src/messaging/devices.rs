@@ -29,7 +29,7 @@ pub(super) enum DeviceStep {
     Store(String),
 }
 
-/// What a connection says of itself.
+/// What a device claims at a login over TCP.
 #[derive(Debug)]
 pub(super) struct DeviceClaim {
     id: String,

@@ -33,7 +33,7 @@ pub(super) enum JsonLoginStep {
     /// Its first device is stored.
     FirstDevice,
     /// A device logs in: which devices has the account?
-    Device(Box<DeviceClaim>),
+    Device(Box<KeyDeviceClaim>),
     /// The state of the device's mailbox is read.
     Mailbox { user: String, device: Box<LoginDevice>, reads_mailbox: bool, is_removed: bool },
     /// Which identity key has the account?
@@ -66,9 +66,9 @@ pub(super) struct LoginDevice {
     other_devices: usize,
 }
 
-/// What a device says of itself.
+/// What a device claims at a login with its key.
 #[derive(Debug)]
-pub(super) struct DeviceClaim {
+pub(super) struct KeyDeviceClaim {
     user: String,
     reads_mailbox: bool,
     key: [u8; 32],
@@ -160,7 +160,7 @@ impl Machine {
         let (request, step) = match proof {
             LoginProof::Device { reads_mailbox, key, signature } => {
                 let claim =
-                    DeviceClaim { user: user.clone(), reads_mailbox, key: key.0, signature: signature.0 };
+                    KeyDeviceClaim { user: user.clone(), reads_mailbox, key: key.0, signature: signature.0 };
                 (StoreRequest::AccountDevices(user), JsonLoginStep::Device(Box::new(claim)))
             }
             LoginProof::Identity(signature) => {
@@ -347,10 +347,10 @@ impl Machine {
         &mut self,
         now: Now,
         reply_to: JsonReplyTo,
-        claim: DeviceClaim,
+        claim: KeyDeviceClaim,
         (devices, challenge): (&[AccountDevice], &[u8; 32]),
     ) {
-        let DeviceClaim { user, reads_mailbox, key, signature } = claim;
+        let KeyDeviceClaim { user, reads_mailbox, key, signature } = claim;
         let Some(device) = devices.iter().find(|device| device.details.signing_key == key) else {
             return self.refuse_login(reply_to, WRONG_CREDENTIALS);
         };

@@ -16,12 +16,12 @@ const NO_RECIPIENT: &str = "no such recipient";
 /// A message on its way into mailboxes, and what the store was asked last.
 #[derive(Debug)]
 pub(super) struct SendStep {
-    message: Outgoing,
+    message: OutgoingMessage,
     stage: Stage,
 }
 
 #[derive(Debug)]
-struct Outgoing {
+struct OutgoingMessage {
     sender: Party,
     to: String,
     message_id: String,
@@ -64,7 +64,7 @@ impl Machine {
             Some(msg) => {
                 let message_id = reply_to.msg_id.clone();
                 let (body, mailboxes) = (Bytes::from(msg), Vec::new());
-                (Some(Outgoing { sender, to, message_id, body, mailboxes }), "")
+                (Some(OutgoingMessage { sender, to, message_id, body, mailboxes }), "")
             }
         };
         let Some(message) = message else {
@@ -75,7 +75,7 @@ impl Machine {
         self.ask(reply_to, message, Stage::Contact, request);
     }
 
-    fn ask(&mut self, reply_to: ReplyTo, message: Outgoing, stage: Stage, request: StoreRequest) {
+    fn ask(&mut self, reply_to: ReplyTo, message: OutgoingMessage, stage: Stage, request: StoreRequest) {
         self.call_for(request, Step::Send(Box::new(SendStep { message, stage })), reply_to);
     }
 
@@ -135,7 +135,7 @@ impl Machine {
         }
     }
 
-    fn check_permission(&mut self, reply_to: ReplyTo, message: Outgoing, recipient: Party) {
+    fn check_permission(&mut self, reply_to: ReplyTo, message: OutgoingMessage, recipient: Party) {
         match self.config.policy {
             Policy::Anyone => self.find_mailboxes(reply_to, message, recipient),
             Policy::Contacts => {
@@ -145,7 +145,7 @@ impl Machine {
         }
     }
 
-    fn find_mailboxes(&mut self, reply_to: ReplyTo, message: Outgoing, recipient: Party) {
+    fn find_mailboxes(&mut self, reply_to: ReplyTo, message: OutgoingMessage, recipient: Party) {
         match recipient {
             Party::User(name) => {
                 self.ask(reply_to, message, Stage::AccountDevices, StoreRequest::AccountDevices(name));
@@ -154,12 +154,12 @@ impl Machine {
         }
     }
 
-    fn open_recipient(&mut self, reply_to: ReplyTo, message: Outgoing, recipient: Party) {
+    fn open_recipient(&mut self, reply_to: ReplyTo, message: OutgoingMessage, recipient: Party) {
         self.ask(reply_to, message, Stage::Mailbox, StoreRequest::OpenMailbox(recipient));
     }
 
     /// Stores the message. The frames behind it do not wait: the store keeps the order.
-    fn append(&mut self, now: Now, reply_to: ReplyTo, message: Outgoing) {
+    fn append(&mut self, now: Now, reply_to: ReplyTo, message: OutgoingMessage) {
         let copies = message.mailboxes.iter();
         let copies = copies.map(|mailbox| MessageCopy {
             mailbox: *mailbox,

@@ -39,7 +39,7 @@ const AT_ONCE: usize = 64;
 
 /// An input of the machine.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum ServiceEvent {
     Opened(Box<Opened>),
     Frame {
         connection: ConnectionId,
@@ -91,7 +91,7 @@ pub(super) enum Protocol {
     },
 }
 
-impl Event {
+impl ServiceEvent {
     fn bytes(&self) -> usize {
         match self {
             Self::Frame { data, .. } => data.len(),
@@ -133,7 +133,7 @@ pub(crate) struct Handle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    events: QueueSender<Event>,
+    events: QueueSender<ServiceEvent>,
     /// Of connections whose task was dropped.
     closed: UnboundedSender<ConnectionId>,
     connections: AtomicU64,
@@ -184,12 +184,12 @@ impl Handle {
     /// Returns the counters, or `None` if messaging has ended.
     pub(crate) async fn counters(&self) -> Option<MessagingCounters> {
         let (reply, counters) = oneshot::channel();
-        self.send(Event::Counters { reply }).await;
+        self.send(ServiceEvent::Counters { reply }).await;
         counters.await.ok()
     }
 
     /// Queues an event; `false` where messaging has ended.
-    pub(super) async fn send(&self, event: Event) -> bool {
+    pub(super) async fn send(&self, event: ServiceEvent) -> bool {
         let bytes = event.bytes();
         self.0.events.send(event, bytes).await
     }
@@ -243,7 +243,7 @@ async fn run(
     config: Config,
     store: Arc<dyn Store>,
     seed: [u8; 32],
-    (events, closing): (QueueReceiver<Event>, UnboundedReceiver<ConnectionId>),
+    (events, closing): (QueueReceiver<ServiceEvent>, UnboundedReceiver<ConnectionId>),
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), MessagingError> {
     let cost = config.password_cost;
@@ -274,7 +274,7 @@ async fn run(
 impl MachineTask {
     async fn serve(
         mut self,
-        mut events: QueueReceiver<Event>,
+        mut events: QueueReceiver<ServiceEvent>,
         mut closing: UnboundedReceiver<ConnectionId>,
         mut done: UnboundedReceiver<(RequestId, JobResult)>,
         mut stopped: watch::Receiver<bool>,
@@ -328,10 +328,10 @@ impl MachineTask {
         let _ = timeout(CLOSE_TIME, all_closed).await;
     }
 
-    fn handle(&mut self, event: Event, events: &QueueReceiver<Event>) {
+    fn handle(&mut self, event: ServiceEvent, events: &QueueReceiver<ServiceEvent>) {
         events.release(1, event.bytes());
         match event {
-            Event::Opened(opened) => {
+            ServiceEvent::Opened(opened) => {
                 let Opened { connection, ip, protocol, outbox, credit, permit } = *opened;
                 self.links.insert(connection, Link { outbox, credit, permit });
                 match protocol {
@@ -343,22 +343,22 @@ impl MachineTask {
                     }
                 }
             }
-            Event::Frame { connection, data } => self.machine.handle_frame(now(), connection, data),
-            Event::Text { connection, text } => self.machine.handle_text(now(), connection, text),
-            Event::Alive { connection } => self.machine.handle_alive(now(), connection),
-            Event::Drained { connection } => {
+            ServiceEvent::Frame { connection, data } => self.machine.handle_frame(now(), connection, data),
+            ServiceEvent::Text { connection, text } => self.machine.handle_text(now(), connection, text),
+            ServiceEvent::Alive { connection } => self.machine.handle_alive(now(), connection),
+            ServiceEvent::Drained { connection } => {
                 // Frames may have been queued since: then they are drained later.
                 if self.links.get(&connection).is_some_and(|link| !link.outbox.is_congested()) {
                     self.machine.handle_drained(now(), connection);
                 }
             }
-            Event::Finished { connection } => {
+            ServiceEvent::Finished { connection } => {
                 if let Some(link) = self.links.get(&connection) {
                     link.outbox.finish();
                 }
                 self.handle_closed(connection);
             }
-            Event::Counters { reply } => drop(reply.send(self.machine.counters())),
+            ServiceEvent::Counters { reply } => drop(reply.send(self.machine.counters())),
         }
     }
 

@@ -1,9 +1,9 @@
 //! One WebSocket at `/messages`: reads texts at the pace of the service, sends what waits in the outbox, and pings.
 
-use super::connection::{OpenConnection, Pace};
+use super::connection::{OpenConnection, RequestPace};
 use super::machine::ConnectionId;
 use super::outbox::Outgoing;
-use super::service::{Event, Handle, Protocol};
+use super::service::{Handle, Protocol, ServiceEvent};
 use crate::dataplane::stream_limits::{
     CLOSE_TIME, MESSAGE_TIME, UNAUTHENTICATED_MESSAGE, WRITE_TIME, evicted,
 };
@@ -118,7 +118,7 @@ impl Handle {
             if let Some(queued) = queued
                 && outgoing.sent(queued.len())
             {
-                self.send(Event::Drained { connection }).await;
+                self.send(ServiceEvent::Drained { connection }).await;
             }
         }
     }
@@ -128,7 +128,7 @@ impl Reader<'_> {
     /// Reads until the client closes or breaks a rule; returns the code to close with, if the client still reads.
     async fn read(&self, input: &mut (impl AsyncRead + Unpin)) -> Option<CloseCode> {
         let OpenConnection { handle, id, .. } = *self.connection;
-        let mut pace = Pace::new();
+        let mut pace = RequestPace::new();
         let mut receiving = Receiving {
             reader: MessageReader::new(MessageType::Text, UNAUTHENTICATED_MESSAGE),
             is_authenticated: false,
@@ -143,7 +143,7 @@ impl Reader<'_> {
             match message {
                 Message::Text(text) => {
                     self.connection.acquire_credit(text.len()).await.ok()?;
-                    if !handle.send(Event::Text { connection: id, text }).await {
+                    if !handle.send(ServiceEvent::Text { connection: id, text }).await {
                         return Some(CloseCode::GOING_AWAY);
                     }
                     receiving.memory.clear();
@@ -153,7 +153,7 @@ impl Reader<'_> {
                 Message::Ping(payload) => drop(self.pings.try_send(payload)),
                 Message::Pong => {
                     if self.is_pinged.swap(false, Ordering::Relaxed) {
-                        handle.send(Event::Alive { connection: id }).await;
+                        handle.send(ServiceEvent::Alive { connection: id }).await;
                     }
                 }
                 Message::Close(code) => return code.or(Some(CloseCode::NORMAL)),

@@ -217,7 +217,7 @@ impl BatchUdpSocket {
             let batch = alike.map(|message| {
                 let (own, rest) = unsent.split_at(message.parts.min(unsent.len()));
                 unsent = rest;
-                mmsg::Sent { name: &message.name, controls: &message.controls, parts: own }
+                mmsg::MessageToSend { name: &message.name, controls: &message.controls, parts: own }
             });
             let gone = match mmsg::send(self.as_fd(), batch) {
                 Ok(sent) => sent,

@@ -18,7 +18,7 @@ pub(super) const MOST: usize = 64;
 
 /// The header of one received message.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Received {
+pub(super) struct ReceivedMessage {
     pub(super) name: Name,
     pub(super) controls: Controls,
     /// Bytes received.
@@ -27,7 +27,7 @@ pub(super) struct Received {
 
 /// One message to send.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sent<'a> {
+pub(super) struct MessageToSend<'a> {
     pub(super) name: &'a Name,
     pub(super) controls: &'a Controls,
     pub(super) parts: &'a [IoSlice<'a>],
@@ -38,7 +38,7 @@ pub(super) struct Sent<'a> {
 pub(super) fn receive<'b>(
     socket: BorrowedFd<'_>,
     buffers: impl Iterator<Item = &'b mut [u8]>,
-    received: &mut [Received],
+    received: &mut [ReceivedMessage],
 ) -> Result<usize, Errno> {
     let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; MOST];
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MOST];
@@ -78,7 +78,7 @@ pub(super) fn receive<'b>(
 /// Sends messages in order, at most [`MOST`]; returns how many were sent. An error concerns the first one.
 pub(super) fn send<'a>(
     socket: BorrowedFd<'_>,
-    messages: impl Iterator<Item = Sent<'a>>,
+    messages: impl Iterator<Item = MessageToSend<'a>>,
 ) -> Result<usize, Errno> {
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MOST];
     let mut offered = 0;

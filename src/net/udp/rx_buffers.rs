@@ -1,7 +1,7 @@
 //! Receive buffers for one iteration of a worker, shared by all its sockets.
 
 use super::control::RxMeta;
-use super::mmsg::{self, Received};
+use super::mmsg::{self, ReceivedMessage};
 use nix::errno::Errno;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -15,11 +15,11 @@ const HEADROOM: usize = 64;
 /// that the starts of the buffers do not compete for the same cache lines.
 const STRIDE: usize = HEADROOM + 65_536 + 128;
 
-/// A fixed pool of receive buffers. Received bytes stay until [`RxBuffers::clear`].
+/// A fixed pool of receive buffers. ReceivedMessage bytes stay until [`RxBuffers::clear`].
 #[derive(Debug)]
 pub(crate) struct RxBuffers {
     buffers: Box<[u8]>,
-    received: Box<[Received]>,
+    received: Box<[ReceivedMessage]>,
     filled: usize,
 }
 
@@ -101,7 +101,7 @@ impl Default for RxBuffers {
     fn default() -> Self {
         Self {
             buffers: vec![0; BUFFERS * STRIDE].into(),
-            received: vec![Received::default(); BUFFERS].into(),
+            received: vec![ReceivedMessage::default(); BUFFERS].into(),
             filled: 0,
         }
     }
