@@ -2,6 +2,9 @@
 //! reaches only the other end of its virtual connection, once and in order; every opened id is closed; the limits hold; a paused sender
 //! is resumed; no state remains.
 
+#[path = "input.rs"]
+mod input;
+
 use bytes::{Buf, BytesMut};
 use ginnel::Now;
 use ginnel::internals::gateway::machine::{Output, ReadAction};
@@ -9,6 +12,7 @@ use ginnel::internals::gateway::token::{TokenClaims, TokenIssuer};
 use ginnel::internals::gateway::wire::{self, Command, ConnId, Frame};
 use ginnel::internals::gateway::{Duplicates, EndpointKey, Limits, Router, RouterConfig, Times};
 use ginnel::internals::net::time;
+use input::Input;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,21 +54,6 @@ pub(crate) fn run(data: &[u8]) {
         world.check();
     }
     world.end();
-}
-
-/// The rest of the input; zeros after its end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::from(self.byte()) % limit
-    }
 }
 
 /// An endpoint and what it knows.

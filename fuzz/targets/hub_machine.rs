@@ -8,6 +8,8 @@ mod bus;
 mod clients;
 #[path = "hub_machine/end_checks.rs"]
 mod end_checks;
+#[path = "input.rs"]
+mod input;
 #[path = "hub_machine/model.rs"]
 mod model;
 
@@ -16,6 +18,7 @@ use ginnel::Now;
 use ginnel::internals::net::time;
 use ginnel::internals::signaling::{Config, ConnId, Hub, NotifyFrom, Output, Rate};
 use ginnel::internals::turn_server::auth::RevocationList;
+use input::Input;
 use model::Model;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -45,17 +48,6 @@ pub(crate) fn run(data: &[u8]) {
         world.check();
     }
     world.end();
-}
-
-/// The rest of the input; zeros after its end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
 }
 
 /// A UDP socket or the WebSocket of a client.

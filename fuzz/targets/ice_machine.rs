@@ -3,6 +3,8 @@
 //! has not answered gets few packets; no response is longer than its request; the timers advance; and in the end, with a path that works and
 //! signalling that is complete, both sides are connected.
 
+#[path = "input.rs"]
+mod input;
 #[path = "ice_machine/model.rs"]
 mod model;
 #[path = "ice_machine/network.rs"]
@@ -14,6 +16,7 @@ use ginnel::ice::{
 };
 use ginnel::internals::net::time;
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
+use input::Input;
 use model::Model;
 use network::{Network, Packet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -50,17 +53,6 @@ fn run_once(start: Instant, data: &[u8]) -> u64 {
         world.check();
     }
     world.end()
-}
-
-/// The rest of the input; zeros after its end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
 }
 
 struct World {

@@ -2,23 +2,25 @@
 //! acknowledged only when it is stored, pushed only to its addressee, in order and once for each fetch, and never lost before the addressee
 //! acknowledges it; limits hold, and every request is answered.
 
+#[path = "messaging_backend.rs"]
+mod backend;
+#[path = "input.rs"]
+mod input;
+
+use backend::{Backend, Completion, SESSION_KEY, config};
 use bytes::Bytes;
 use ginnel::Now;
-use ginnel::internals::messaging::config::{Config, Policy, Rate};
 use ginnel::internals::messaging::crypto::SessionKey;
-use ginnel::internals::messaging::machine::{ConnectionId, Job, JobResult, Machine, Output, RequestId};
-use ginnel::internals::messaging::store_calls::call_store;
+use ginnel::internals::messaging::machine::{ConnectionId, Machine, Output, RequestId};
 use ginnel::internals::messaging::store_request::{StoreReply, StoreRequest};
 use ginnel::internals::messaging::wire::Envelope;
 use ginnel::internals::net::time;
-use ginnel::internals::store::{
-    Acknowledgement, Appended, MailboxId, MemoryStore, NewMessage, Party, StoreError, StoreLimits,
-};
+use ginnel::internals::store::{Acknowledgement, Appended, MailboxId, NewMessage, Party, StoreLimits};
+use input::Input;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::task::{Context, Poll, Waker};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const MAX_EVENTS: usize = 150;
@@ -29,7 +31,6 @@ const NAMES: [&str; 6] = ["u0", "u1", "both", "d0", "d1", "nobody"];
 const MESSAGES: u64 = 6;
 const PARTIES: u64 = 5;
 const WAITS: [u64; 4] = [0, 11, 100, 151];
-const KEY: [u8; 16] = [7; 16];
 
 /// The first byte chooses the policy and the rates. Events follow, each of one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
@@ -43,21 +44,6 @@ pub(crate) fn run(data: &[u8]) {
         world.drain();
     }
     world.end();
-}
-
-/// The rest of the input; zeros after its end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn pick<'b>(&mut self, names: &[&'b str]) -> &'b str {
-        names[usize::from(self.byte()) % names.len()]
-    }
 }
 
 /// A connection, as its client sees it.
@@ -86,17 +72,11 @@ struct Stored {
 struct World {
     now: Now,
     machine: Machine,
-    store: MemoryStore,
+    backend: Backend,
     slots: BTreeMap<u8, ConnectionId>,
     clients: BTreeMap<ConnectionId, Client>,
     next: u64,
     number: u64,
-    /// Results that the machine does not have yet; those of appends stay in order.
-    appends: VecDeque<(RequestId, NewMessage, Result<StoreReply, StoreError>)>,
-    results: Vec<(RequestId, Result<StoreReply, StoreError>)>,
-    jobs: Vec<(RequestId, JobResult)>,
-    /// Calls that fail from now on.
-    failures: u8,
     owners: BTreeMap<MailboxId, Party>,
     mailboxes: BTreeMap<MailboxId, BTreeMap<u64, Stored>>,
     /// Successful appends whose acknowledgement has not left, by sender and message id.
@@ -105,15 +85,6 @@ struct World {
 
 impl World {
     fn new(setup: u8) -> Self {
-        let policy = if setup & 1 == 0 { Policy::Anyone } else { Policy::Contacts };
-        let mut config = Config { policy, ..Config::default() };
-        config.limits.rate_keys = 64;
-        if setup & 2 == 0 {
-            let plenty = Rate::new(1e6, 1e6);
-            let limits = &mut config.limits;
-            (limits.logins_per_account, limits.logins_per_network) = (plenty, plenty);
-            (limits.registrations_per_network, limits.key_exchanges_per_network) = (plenty, plenty);
-        }
         let limits = StoreLimits {
             parties: PARTIES,
             messages_per_mailbox: MESSAGES,
@@ -124,16 +95,12 @@ impl World {
         let key = Bytes::from_static(b"the server's key");
         Self {
             now,
-            machine: Machine::new(now, config, key, &mut ChaCha20Rng::from_seed([7; 32])),
-            store: MemoryStore::new(limits, [7; 32]),
+            machine: Machine::new(now, config(setup), key, &mut ChaCha20Rng::from_seed([7; 32])),
+            backend: Backend::new(limits),
             slots: BTreeMap::new(),
             clients: BTreeMap::new(),
             next: 0,
             number: 0,
-            appends: VecDeque::new(),
-            results: Vec::new(),
-            jobs: Vec::new(),
-            failures: 0,
             owners: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
             acknowledgeable: BTreeMap::new(),
@@ -145,7 +112,7 @@ impl World {
         match event % 16 {
             0 => self.complete(usize::MAX),
             1 | 2 => self.complete(usize::from(input.byte())),
-            3 => self.failures = input.byte() % 4,
+            3 => self.backend.failures = input.byte() % 4,
             4 => self.wait(Duration::from_secs(WAITS[usize::from(input.byte()) % WAITS.len()])),
             _ => {
                 let slot = input.byte() % SLOTS;
@@ -276,40 +243,23 @@ impl World {
     /// Passes results to the machine: all of them, or one.
     fn complete(&mut self, which: usize) {
         self.drain();
-        loop {
-            let waiting = self.appends.len().min(1) + self.results.len() + self.jobs.len();
-            if waiting == 0 {
-                return;
-            }
-            let mut index = which % waiting;
-            if !self.appends.is_empty() && index == 0 {
-                self.complete_append();
-            } else {
-                index -= self.appends.len().min(1);
-                match self.results.len() {
-                    results if index < results => {
-                        let (id, result) = self.results.remove(index);
-                        self.machine.handle_store_result(self.now, id, result);
+        while let Some(completion) = self.backend.take(which) {
+            match completion {
+                Completion::Append(id, message, result) => {
+                    if result.is_ok() {
+                        let key = (message.sender, message.message_id);
+                        *self.acknowledgeable.entry(key).or_default() += 1;
                     }
-                    results => {
-                        let (id, result) = self.jobs.remove(index - results);
-                        self.machine.handle_job_result(self.now, id, result);
-                    }
+                    self.machine.handle_store_result(self.now, id, result);
                 }
+                Completion::Store(id, result) => self.machine.handle_store_result(self.now, id, result),
+                Completion::Job(id, result) => self.machine.handle_job_result(self.now, id, result),
             }
             self.drain();
             if which != usize::MAX {
                 return;
             }
         }
-    }
-
-    fn complete_append(&mut self) {
-        let Some((id, message, result)) = self.appends.pop_front() else { return };
-        if result.is_ok() {
-            *self.acknowledgeable.entry((message.sender, message.message_id)).or_default() += 1;
-        }
-        self.machine.handle_store_result(self.now, id, result);
     }
 
     fn drain(&mut self) {
@@ -327,43 +277,24 @@ impl World {
                 Output::Authenticated(_) => {}
                 Output::Text { .. } => panic!("the modern protocol is not spoken"),
                 Output::Store { id, request } => self.call(id, request),
-                Output::Job { id, job } => {
-                    let result = match job {
-                        Job::Hash { password } => JobResult::Hash(password),
-                        Job::Verify { password, hash } => JobResult::Verified(hash == Some(password)),
-                        Job::SessionKey(_) => JobResult::SessionKey(SessionKey::new(KEY)),
-                    };
-                    self.jobs.push((id, result));
-                }
+                Output::Job { id, job } => self.backend.start(id, job),
             }
         }
     }
 
     fn call(&mut self, id: RequestId, request: StoreRequest) {
-        if self.failures > 0 {
-            self.failures -= 1;
-            let error = if self.failures == 0 { StoreError::DiskFull } else { StoreError::Overloaded };
-            return match request {
-                StoreRequest::Append(message) => self.appends.push_back((id, message, Err(error))),
-                _ => self.results.push((id, Err(error))),
-            };
-        }
-        if let StoreRequest::Acknowledge { mailbox, acknowledgement, .. } = &request {
+        if let StoreRequest::Acknowledge { mailbox, acknowledgement, .. } = &request
+            && self.backend.failures == 0
+        {
             let Acknowledgement::Sequences(sequences) = acknowledgement else {
                 panic!("by the old protocol")
             };
             self.check_removal(*mailbox, sequences);
         }
-        let mut called = call_store(&self.store, request.clone());
-        let Poll::Ready(result) = called.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-            panic!("not in memory")
-        };
-        match (request, &result) {
-            (StoreRequest::Append(message), _) => {
-                self.note_stored(&message, &result);
-                return self.appends.push_back((id, message, result));
-            }
-            (StoreRequest::OpenMailbox(party), Ok(StoreReply::Mailbox(mailbox))) => {
+        let Some(reply) = self.backend.call(id, request.clone()) else { return };
+        match (request, &reply) {
+            (StoreRequest::Append(message), _) => self.note_stored(&message, &reply),
+            (StoreRequest::OpenMailbox(party), StoreReply::Mailbox(mailbox)) => {
                 self.owners.insert(mailbox.id, party);
             }
             (
@@ -372,18 +303,17 @@ impl World {
                     acknowledgement: Acknowledgement::Sequences(sequences),
                     ..
                 },
-                Ok(_),
+                _,
             ) => {
                 let messages = self.mailboxes.entry(mailbox).or_default();
                 sequences.iter().for_each(|sequence| drop(messages.remove(sequence)));
             }
             _ => {}
         }
-        self.results.push((id, result));
     }
 
-    fn note_stored(&mut self, message: &NewMessage, result: &Result<StoreReply, StoreError>) {
-        let Ok(StoreReply::Appended(appended)) = result else { return };
+    fn note_stored(&mut self, message: &NewMessage, reply: &StoreReply) {
+        let StoreReply::Appended(appended) = reply else { return };
         for (copy, appended) in message.copies.iter().zip(appended) {
             let Appended::Stored(sequence) = appended else { continue };
             let messages = self.mailboxes.entry(copy.mailbox).or_default();
@@ -411,7 +341,7 @@ impl World {
         let Some(client) = self.clients.get_mut(&connection) else { return };
         if envelope.is_encrypt && !envelope.data.is_empty() {
             assert!(client.has_key);
-            envelope.data = SessionKey::new(KEY).decrypt(&envelope.data).expect("encrypted").into();
+            envelope.data = SessionKey::new(SESSION_KEY).decrypt(&envelope.data).expect("encrypted").into();
         }
         match envelope.cmd {
             2 => client.has_key |= envelope.data.starts_with(br#"{"code":100"#),
@@ -474,7 +404,7 @@ impl World {
 
     /// Completes everything; then every request is answered, and every message that is stored reaches its addressee.
     fn end(&mut self) {
-        self.failures = 0;
+        self.backend.failures = 0;
         self.complete(usize::MAX);
         for client in self.clients.values() {
             assert!(client.open.is_empty(), "unanswered: {:?}", client.open.keys());

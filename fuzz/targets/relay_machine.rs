@@ -7,6 +7,8 @@ mod allocations;
 mod data;
 #[path = "relay_machine/driver.rs"]
 mod driver;
+#[path = "input.rs"]
+mod input;
 #[path = "relay_machine/model.rs"]
 mod model;
 #[path = "relay_machine/streams.rs"]
@@ -24,6 +26,7 @@ use ginnel::internals::turn_server::{
     RelaySocketError, SharedState, ToClient, ToPeer, Transport,
 };
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
+use input::Input;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -71,24 +74,6 @@ fn run_once(start: Now, data: &[u8]) -> u64 {
         world.check();
     }
     world.end()
-}
-
-/// The rest of the input; zeros after its end.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn bytes(&mut self, most: usize) -> &[u8] {
-        let wanted = usize::from(self.byte()) % most;
-        let (taken, rest) = self.0.split_at(wanted.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
 }
 
 /// An allocation as it was granted.

@@ -14,6 +14,8 @@ mod gateway_wire;
 mod hub_machine;
 #[path = "../../fuzz/targets/ice_machine.rs"]
 mod ice_machine;
+#[path = "../../fuzz/targets/messaging_json.rs"]
+mod messaging_json;
 #[path = "../../fuzz/targets/messaging_machine.rs"]
 mod messaging_machine;
 #[path = "../../fuzz/targets/messaging_wire.rs"]
@@ -124,4 +126,9 @@ fn random_inputs_break_neither_the_gateways_wire_nor_its_machine() {
 #[test]
 fn the_corpus_of_messaging_machine_breaks_nothing() {
     replay("messaging_machine", messaging_machine::run);
+}
+
+#[test]
+fn the_corpus_of_messaging_json_breaks_nothing() {
+    replay("messaging_json", messaging_json::run);
 }

@@ -1,0 +1,154 @@
+//! What clients receive, and what they check.
+
+use super::World;
+use super::keys::{USERS, base64};
+use data_encoding::BASE64URL_NOPAD;
+use ginnel::internals::messaging::machine::ConnectionId;
+use ginnel::internals::store::Party;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// A connection, as its client sees it.
+#[derive(Default)]
+pub(super) struct Client {
+    /// What the client signs.
+    pub(super) challenge: Vec<u8>,
+    /// The index of the user.
+    pub(super) user: Option<usize>,
+    /// The number of the device, and whether this session reads its mailbox.
+    pub(super) device: Option<(i64, bool)>,
+    /// Requests without an answer.
+    pub(super) open: BTreeMap<u64, Asked>,
+    /// Bytes of texts that the machine is not done with.
+    pub(super) unhandled: usize,
+    /// The last sequence number that it got while it follows its mailbox.
+    pub(super) followed: Option<u64>,
+    /// The highest sequence number that it got.
+    pub(super) last: u64,
+    /// The last page that it fetched.
+    pub(super) page: Vec<(u64, String)>,
+}
+
+/// A request that must be answered.
+#[derive(Clone)]
+pub(super) enum Asked {
+    Login { user: usize, device: Option<(i64, bool)> },
+    Send { message_id: String },
+    Follow { after: u64 },
+    Unfollow,
+    Fetch { after: u64 },
+    Other,
+}
+
+impl World {
+    pub(super) fn receive(&mut self, connection: ConnectionId, text: &str) {
+        let message: Value = serde_json::from_str(text).expect("JSON");
+        // The client may have closed in the same step.
+        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let Some(id) = message["id"].as_u64() else { return self.receive_event(connection, &message) };
+        let Some(asked) = client.open.remove(&id) else {
+            assert!(id < 1000, "{id} is answered once");
+            return;
+        };
+        if message["type"] != "ok" {
+            assert_eq!(message["type"], "error");
+            assert!(message["code"].is_string(), "{message}");
+            return;
+        }
+        match asked {
+            Asked::Login { user, device } => self.logged_in(connection, user, device, &message),
+            Asked::Send { message_id } => self.sent(connection, message_id, &message),
+            Asked::Follow { after } => client.followed = Some(after),
+            Asked::Unfollow => client.followed = None,
+            Asked::Fetch { after } => self.fetched(connection, after, &message),
+            Asked::Other => {}
+        }
+    }
+
+    fn logged_in(
+        &mut self,
+        connection: ConnectionId,
+        user: usize,
+        device: Option<(i64, bool)>,
+        message: &Value,
+    ) {
+        if let Some((number, true)) = device {
+            assert_eq!(message["device"], number);
+            let is_other = |(id, client): &(&ConnectionId, &Client)| {
+                **id != connection && client.device == Some((number, true))
+            };
+            assert_eq!(self.clients.iter().filter(is_other).count(), 0, "one session reads a mailbox");
+        }
+        let client = self.clients.get_mut(&connection).expect("it is open");
+        (client.user, client.device, client.followed) = (Some(user), device, None);
+        client.last = message["last_sequence"].as_u64().unwrap_or_default();
+    }
+
+    fn sent(&mut self, connection: ConnectionId, message_id: String, message: &Value) {
+        assert_eq!(message["state"], "stored");
+        // The client may have logged in as another user after it had sent the message.
+        let user = self.clients[&connection].user;
+        let senders = user.into_iter().chain(0..USERS.len());
+        let mut keys = senders.map(|user| (Party::User(USERS[user].to_owned()), message_id.clone()));
+        let key = keys.find(|key| self.acknowledgeable.get(key).is_some_and(|count| *count > 0));
+        let key = key.expect("what is acknowledged is stored");
+        *self.acknowledgeable.entry(key).or_default() -= 1;
+    }
+
+    fn fetched(&mut self, connection: ConnectionId, after: u64, message: &Value) {
+        let rows = message["messages"].as_array().expect("a page");
+        assert_eq!(message["more"], !rows.is_empty());
+        let mut last = after;
+        let mut page = Vec::new();
+        for row in rows {
+            let sequence = self.check_row(connection, row);
+            assert!(sequence > last, "in order");
+            last = sequence;
+            page.push((sequence, row["type"].as_str().expect("a type").to_owned()));
+        }
+        let client = self.clients.get_mut(&connection).expect("it is open");
+        (client.page, client.last) = (page, client.last.max(last));
+    }
+
+    fn receive_event(&mut self, connection: ConnectionId, event: &Value) {
+        match event["type"].as_str().expect("a type") {
+            "hello" => {
+                let challenge = event["challenge"].as_str().expect("a challenge");
+                let challenge = BASE64URL_NOPAD.decode(challenge.as_bytes()).expect("base64url");
+                assert_eq!(challenge.len(), 32);
+                self.clients.get_mut(&connection).expect("it is open").challenge = challenge;
+            }
+            "message" | "receipt" => {
+                let sequence = self.check_row(connection, event);
+                let client = self.clients.get_mut(&connection).expect("it is open");
+                let followed = client.followed.expect("only what follows its mailbox gets events");
+                assert!(sequence > followed, "in order");
+                (client.followed, client.last) = (Some(sequence), client.last.max(sequence));
+            }
+            "error" => assert_eq!(event["code"], "malformed"),
+            "presence" | "closing" => {}
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Checks that a row is one of the device's mailbox; returns its sequence number.
+    fn check_row(&self, connection: ConnectionId, row: &Value) -> u64 {
+        let (number, _) = self.clients[&connection].device.expect("a device");
+        let sequence = row["sequence"].as_u64().expect("a number");
+        // Nothing more can be known of a device that has been removed in the meantime.
+        let Some(device) = self.devices.get(&number) else { return sequence };
+        if row["type"] == "receipt" {
+            assert!(row["message_id"].is_string() && row["state"].is_string());
+            return sequence;
+        }
+        let stored = self.history.get(&(device.mailbox, sequence)).expect("it was stored for this device");
+        assert_eq!(row["from"], stored.sender.to_string());
+        assert_eq!(row["message_id"], stored.message_id);
+        assert_eq!(row["encrypted"], stored.is_encrypted);
+        match stored.is_encrypted {
+            true => assert_eq!(row["body"], base64(&stored.body)),
+            false => assert_eq!(row["text"].as_str().map(str::as_bytes), Some(&stored.body[..])),
+        }
+        sequence
+    }
+}
