@@ -1,11 +1,14 @@
-//! `cargo bench --bench messaging`: a server with messaging over TCP on loopback. Durable sends a second at 1, 16 and 256 connections, the
-//! time from a send to its push, an inbox of 10 000 messages fetched in pages, and the resident memory of idle sessions.
+//! `cargo bench --bench messaging`: a server with messaging on loopback. Durable sends a second at 1, 16 and 256 TCP connections, the time
+//! from a send to its push, an inbox of 10 000 messages fetched in pages, and the resident memory of idle sessions over TCP and WebSocket.
+//! With the argument `idle` only the last.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+use data_encoding::BASE64URL_NOPAD;
 use ginnel::internals::load::histogram::Histogram;
 use ginnel::internals::messaging::wire::Envelope;
 use ginnel::internals::net::time;
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -26,7 +29,9 @@ const BODY: [u8; 200] = [b'x'; 200];
 
 struct Server {
     process: Child,
+    /// Of the TCP protocol, and of HTTP.
     address: SocketAddr,
+    http: SocketAddr,
     _folder: TempDir,
 }
 
@@ -49,7 +54,8 @@ impl Server {
         let is_ready = lines.any(|line| line.unwrap().starts_with("Ready."));
         assert!(is_ready, "the server did not start");
         std::thread::spawn(move || lines.count());
-        Self { process, address: SocketAddr::from(([127, 0, 0, 1], 23_480)), _folder: folder }
+        let [address, http] = [23_480, 23_478].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        Self { process, address, http, _folder: folder }
     }
 
     fn connect(&self) -> Client {
@@ -200,27 +206,117 @@ fn inbox(server: &Server) -> (usize, Duration) {
     (pages, time::mono() - begun)
 }
 
-/// Returns the resident memory of one idle session in KiB.
-fn idle(is_authenticated: bool) -> f64 {
-    let server = Server::start();
-    let open = |numbers: std::ops::Range<usize>| -> Vec<Client> {
-        let mut opened = Vec::new();
-        for batch in numbers.collect::<Vec<_>>().chunks(50) {
-            let mut clients: Vec<_> = batch.iter().map(|_| server.connect()).collect();
-            if is_authenticated {
-                let numbered = clients.iter_mut().zip(batch);
-                numbered.for_each(|(client, number)| client.authenticate(&format!("device-{number}")));
-                clients.iter_mut().for_each(Client::expect_ok);
-            }
-            opened.append(&mut clients);
+/// A client of the WebSocket `/messages`.
+struct WebClient {
+    stream: TcpStream,
+    challenge: Vec<u8>,
+}
+
+impl WebClient {
+    fn connect(server: &Server) -> Self {
+        let mut stream = TcpStream::connect(server.http).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let request = "GET /messages HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
         }
-        opened
+        let mut client = Self { stream, challenge: Vec::new() };
+        let hello = client.receive();
+        client.challenge = BASE64URL_NOPAD.decode(hello["challenge"].as_str().unwrap().as_bytes()).unwrap();
+        client
+    }
+
+    /// Sends a text under the mask 0.
+    fn send(&mut self, object: &Value) {
+        let text = object.to_string();
+        let mut frame = vec![0x81];
+        match u8::try_from(text.len()).ok().filter(|length| *length < 126) {
+            Some(length) => frame.push(0x80 | length),
+            None => {
+                frame.push(0x80 | 126);
+                frame.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
+        frame.extend(text.as_bytes());
+        self.stream.write_all(&frame).unwrap();
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut header = [0; 2];
+        self.stream.read_exact(&mut header).unwrap();
+        let mut length = u16::from(header[1]);
+        if length == 126 {
+            let mut long = [0; 2];
+            self.stream.read_exact(&mut long).unwrap();
+            length = u16::from_be_bytes(long);
+        }
+        let mut data = vec![0; length.into()];
+        self.stream.read_exact(&mut data).unwrap();
+        // A ping of the server.
+        if header[0] == 0x89 { self.receive() } else { serde_json::from_slice(&data).unwrap() }
+    }
+
+    fn expect_ok(&mut self) {
+        assert_eq!(self.receive()["type"], "ok");
+    }
+
+    /// Registers an account with a device, and logs the device in.
+    fn authenticate(&mut self, key: &Ed25519KeyPair, number: usize) {
+        let (user, public) = (format!("u{number}"), key.public_key().as_ref());
+        let sign = |domain: &str, fields: &[&[u8]]| {
+            let mut bytes = [domain.as_bytes(), &[0]].concat();
+            for field in fields {
+                bytes.extend((field.len() as u32).to_be_bytes());
+                bytes.extend(*field);
+            }
+            BASE64URL_NOPAD.encode(key.sign(&bytes).as_ref())
+        };
+        let encryption_key = [9; 32];
+        let device = json!({"label": "x", "signing_key": BASE64URL_NOPAD.encode(public),
+            "encryption_key": BASE64URL_NOPAD.encode(&encryption_key),
+            "signature": sign("ginnel device key v1", &[user.as_bytes(), public, &encryption_key])});
+        let proof = sign("ginnel register v1", &[&self.challenge, user.as_bytes(), public]);
+        let signature = sign("ginnel login v1", &[&self.challenge, user.as_bytes(), public]);
+        let key = BASE64URL_NOPAD.encode(public);
+        self.send(&json!({"id": 1, "type": "register", "user": user, "identity_key": key, "proof": proof,
+            "device": device}));
+        self.send(
+            &json!({"id": 2, "type": "login", "user": user, "device_key": key, "signature": signature}),
+        );
+    }
+}
+
+/// Returns the resident memory in KiB of one of the sessions that `open` opens by number, and the sessions.
+fn resident_each<T>(server: &Server, open: impl Fn(&[usize]) -> Vec<T>) -> (f64, Vec<T>) {
+    let open = |numbers: std::ops::Range<usize>| -> Vec<T> {
+        numbers.collect::<Vec<_>>().chunks(50).flat_map(&open).collect()
     };
     // What the process needs once does not count.
-    let _first = open(0..500);
+    let mut sessions = open(0..500);
     let before = server.resident_kib();
-    let mut sessions = open(500..500 + SESSIONS);
+    sessions.extend(open(500..500 + SESSIONS));
     let each = (server.resident_kib() - before) as f64 / SESSIONS as f64;
+    (each, sessions)
+}
+
+/// Returns the resident memory of one idle session over TCP in KiB.
+fn idle_tcp(is_authenticated: bool) -> f64 {
+    let server = Server::start();
+    let (each, mut sessions) = resident_each(&server, |batch| {
+        let mut clients: Vec<_> = batch.iter().map(|_| server.connect()).collect();
+        if is_authenticated {
+            let numbered = clients.iter_mut().zip(batch);
+            numbered.for_each(|(client, number)| client.authenticate(&format!("device-{number}")));
+            clients.iter_mut().for_each(Client::expect_ok);
+        }
+        clients
+    });
     for client in &mut sessions {
         // It was not evicted.
         client.send(0, "", Vec::new());
@@ -229,7 +325,39 @@ fn idle(is_authenticated: bool) -> f64 {
     each
 }
 
+/// Returns the resident memory of one idle session over WebSocket in KiB.
+fn idle_websocket(is_authenticated: bool) -> f64 {
+    let server = Server::start();
+    let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let (each, mut sessions) = resident_each(&server, |batch| {
+        let mut clients: Vec<_> = batch.iter().map(|_| WebClient::connect(&server)).collect();
+        if is_authenticated {
+            clients.iter_mut().zip(batch).for_each(|(client, number)| client.authenticate(&key, *number));
+            clients.iter_mut().for_each(|client| (0..2).for_each(|_| client.expect_ok()));
+        }
+        clients
+    });
+    for client in &mut sessions {
+        client.send(&json!({"id": 3, "type": "ping"}));
+        client.expect_ok();
+    }
+    each
+}
+
+/// Prints the resident memory of idle sessions.
+fn idle() {
+    for is_authenticated in [false, true] {
+        let (tcp, websocket) = (idle_tcp(is_authenticated), idle_websocket(is_authenticated));
+        println!(
+            "{SESSIONS} idle sessions, authenticated: {is_authenticated}: {tcp:.2} KiB each over TCP, {websocket:.2} over WebSocket"
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "idle") {
+        return idle();
+    }
     let server = Server::start();
     (0..MAILBOXES).for_each(|number| drop(server.device(&format!("to{number}"))));
     println!("connections  sends/s  p50 ms  p99 ms");
@@ -246,8 +374,5 @@ fn main() {
     let (pages, time) = inbox(&server);
     println!("inbox of {INBOX}: {pages} pages in {:.0} ms", milliseconds(time));
     drop(server);
-    for is_authenticated in [false, true] {
-        let each = idle(is_authenticated);
-        println!("{SESSIONS} idle sessions, authenticated: {is_authenticated}: {each:.2} KiB each");
-    }
+    idle();
 }

@@ -14,9 +14,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Numbers of callers, each with the total number of appends.
-const LOADS: [(usize, u64); 3] = [(1, 1000), (16, 10_000), (256, 40_000)];
+/// Numbers of callers.
+const CALLERS: [usize; 3] = [1, 16, 256];
 const ROUNDS: usize = 5;
+/// The time of one measurement: there are 45 of them.
+const TIME: Duration = Duration::from_millis(1500);
 const MAILBOXES: i64 = 1000;
 const BODY: [u8; 200] = [7; 200];
 const NOW: u64 = 1_700_000_000_000;
@@ -56,7 +58,7 @@ fn message(number: u64) -> NewMessage {
     }
 }
 
-fn through_the_trait(runtime: &Runtime, callers: usize, appends: u64) -> Outcome {
+fn through_the_trait(runtime: &Runtime, callers: usize) -> Outcome {
     let (_folder, path) = database();
     let sqlite = Arc::new(SqliteStore::open(&path, SqliteConfig::default()).unwrap());
     let store: Arc<dyn Store> = Arc::clone(&sqlite) as _;
@@ -76,11 +78,11 @@ fn through_the_trait(runtime: &Runtime, callers: usize, appends: u64) -> Outcome
             runtime.spawn(async move {
                 let mut times = Vec::new();
                 loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= appends {
+                    let called = time::mono();
+                    if called - start >= TIME {
                         return times;
                     }
-                    let called = time::mono();
+                    let number = next.fetch_add(1, Ordering::Relaxed);
                     store.append(message(number)).await.unwrap();
                     times.push((time::mono() - called).as_nanos() as u64);
                 }
@@ -95,6 +97,7 @@ fn through_the_trait(runtime: &Runtime, callers: usize, appends: u64) -> Outcome
     });
     let elapsed = time::mono() - start;
     let after = sqlite.commit_counts();
+    let appends = next.load(Ordering::Relaxed);
     Outcome {
         per_second: appends as f64 / elapsed.as_secs_f64(),
         batch: (after.calls - before.calls) as f64 / (after.commits - before.commits) as f64,
@@ -122,7 +125,7 @@ fn plain_connection(path: &Path) -> Connection {
 }
 
 /// Returns the appends per second with `batch` appends per commit.
-fn plain(appends: u64, batch: u64) -> f64 {
+fn plain(batch: u64) -> f64 {
     let (_folder, path) = database();
     let connection = plain_connection(&path);
     let mut begin = connection.prepare("BEGIN IMMEDIATE").unwrap();
@@ -143,9 +146,9 @@ fn plain(appends: u64, batch: u64) -> f64 {
     let mut held = connection.prepare(held).unwrap();
     let start = time::mono();
     let mut number = 0;
-    while number < appends {
+    while time::mono() - start < TIME {
         begin.execute([]).unwrap();
-        for number in number..appends.min(number + batch) {
+        for number in number..number + batch {
             let (mailbox, sender, message_id) = parameters(number);
             let sender = format!("user:{sender}");
             let stored_at = (NOW + number) as i64;
@@ -162,7 +165,7 @@ fn plain(appends: u64, batch: u64) -> f64 {
         commit.execute([]).unwrap();
         number += batch;
     }
-    appends as f64 / (time::mono() - start).as_secs_f64()
+    number as f64 / (time::mono() - start).as_secs_f64()
 }
 
 /// Returns the median.
@@ -174,12 +177,12 @@ fn middle(mut values: Vec<f64>) -> f64 {
 fn main() {
     let runtime = Runtime::new().unwrap();
     println!("callers  batch  store/s  p50 ms  p99 ms  (a) each/s  ratio  (b) batch/s  ratio");
-    for (callers, appends) in LOADS {
+    for callers in CALLERS {
         let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
-            let store = through_the_trait(&runtime, callers, appends);
-            let each = plain(appends.min(1000), 1);
-            let batch = plain(appends, store.batch.round().max(1.0) as u64);
+            let store = through_the_trait(&runtime, callers);
+            let each = plain(1);
+            let batch = plain(store.batch.round().max(1.0) as u64);
             rounds.push((store, each, batch));
         }
         let of = |value: &dyn Fn(&(Outcome, f64, f64)) -> f64| middle(rounds.iter().map(value).collect());
