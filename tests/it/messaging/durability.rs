@@ -1,106 +1,61 @@
 //! What is acknowledged is on disk: SIGKILL, the order of system calls, and a full disk.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha20Rng;
 use serde_json::{Value, json};
 
+use super::kills::{Inbox, Protocol, ReadAcknowledgements, SendMessage, check_kills, recipient, text};
 use super::{CHEAP, Client, Messaging, PATIENCE};
-use crate::waiting::{pace, pause_under_test, wait_until};
+use crate::waiting::wait_until;
 use crate::{metrics, tools};
 
-/// Senders, and the pause of each between two messages: 500 messages a second in all.
-const SENDERS: usize = 5;
-const PAUSE: Duration = Duration::from_millis(10);
-/// Receives while it is sent to, and acknowledges.
-const ONLINE: &str = "online";
-/// Receives after the server has been killed.
+/// A recipient that is not connected.
 const OFFLINE: &str = "offline";
 
-/// A sender and what it remembers over the kills, as a program does that keeps its messages until they are acknowledged.
-#[derive(Default)]
-struct Sender {
-    name: String,
-    sent: u64,
-    unacknowledged: VecDeque<u64>,
-    acknowledged: BTreeSet<u64>,
-}
+/// The TCP protocol.
+struct Tcp;
 
-/// Returns the recipient of a sender's message.
-fn recipient(number: u64) -> &'static str {
-    if number.is_multiple_of(2) { ONLINE } else { OFFLINE }
-}
+impl Protocol for Tcp {
+    fn register(&mut self, messaging: &Messaging, names: &[&str]) {
+        for name in names {
+            drop(messaging.user(name));
+        }
+    }
 
-fn send(client: &mut Client, number: u64) -> std::io::Result<()> {
-    let body = json!({"to": recipient(number), "msg": format!("message {number}")});
-    client.try_send(200, &number.to_string(), body.to_string().as_bytes())
-}
-
-impl Sender {
-    /// Sends until the server ends; what was not acknowledged before comes first.
-    fn run(&mut self, mut client: Client) {
+    fn sender(&self, messaging: &Messaging, name: &str) -> (SendMessage, ReadAcknowledgements) {
+        let mut client = messaging.user(name);
         let mut reader = client.try_clone();
-        let reading = std::thread::spawn(move || {
+        let send = move |number| {
+            let body = json!({"to": recipient(number), "msg": text(number)});
+            client.try_send(200, &number.to_string(), body.to_string().as_bytes())
+        };
+        let read = move || {
             let mut acknowledged = Vec::new();
             while let Ok((cmd, msg_id, _, data)) = reader.try_frame() {
                 assert!(cmd == 200 && data.is_empty(), "{}", String::from_utf8_lossy(&data));
                 acknowledged.push(msg_id.parse::<u64>().unwrap());
             }
             acknowledged
-        });
-        let mut is_alive = self.unacknowledged.iter().all(|number| send(&mut client, *number).is_ok());
-        while is_alive {
-            self.unacknowledged.push_back(self.sent);
-            self.sent += 1;
-            is_alive = send(&mut client, self.sent - 1).is_ok();
-            pace(PAUSE);
-        }
-        self.acknowledged.extend(reading.join().unwrap());
-        self.unacknowledged.retain(|number| !self.acknowledged.contains(number));
+        };
+        (Box::new(send), Box::new(read))
     }
-}
 
-/// What a recipient has received: per sender, each message once, and how many came again.
-#[derive(Default)]
-struct Inbox {
-    received: BTreeMap<String, Vec<u64>>,
-    seen: BTreeSet<(String, u64)>,
-    repeated: u64,
-}
-
-impl Inbox {
-    /// Adds the messages of a push; returns the body that acknowledges them.
-    fn take(&mut self, data: &[u8]) -> Value {
-        let pushed: Vec<Value> = serde_json::from_slice(data).unwrap();
-        for message in &pushed {
-            let (from, id) = (message["from"].as_str().unwrap(), message["msgid"].as_str().unwrap());
-            let Ok(number) = id.parse::<u64>() else { continue };
-            assert_eq!(message["msg"], format!("message {number}"));
-            if self.seen.insert((from.to_owned(), number)) {
-                self.received.entry(from.to_owned()).or_default().push(number);
-            } else {
-                self.repeated += 1;
+    fn follow(&self, messaging: &Messaging, name: &str) -> Box<dyn FnOnce(&mut Inbox) + Send> {
+        let mut client = messaging.user(name);
+        Box::new(move |inbox| {
+            while let Ok((cmd, _, _, data)) = client.try_frame() {
+                assert_eq!(cmd, 201);
+                let acknowledgement = take(inbox, &data);
+                if client.try_send(201, "", acknowledgement.to_string().as_bytes()).is_err() {
+                    break;
+                }
             }
-        }
-        pushed.iter().map(|message| json!({"msgid": message["msgid"]})).collect()
+        })
     }
 
-    /// Receives and acknowledges until the server ends.
-    fn follow(&mut self, mut client: Client) {
-        while let Ok((cmd, _, _, data)) = client.try_frame() {
-            assert_eq!(cmd, 201);
-            let acknowledgement = self.take(&data);
-            if client.try_send(201, "", acknowledgement.to_string().as_bytes()).is_err() {
-                break;
-            }
-        }
-    }
-
-    /// Fetches and acknowledges everything that is stored.
-    fn fetch(&mut self, client: &mut Client, name: &str, marker: &str) {
+    fn fetch(&self, messaging: &Messaging, name: &str, marker: &str, inbox: &mut Inbox) {
+        let mut client = messaging.user(name);
         client.send(202, "", b"");
         // What was stored before comes before it.
         client.send(200, marker, json!({"to": name, "msg": "the end"}).to_string().as_bytes());
@@ -109,7 +64,7 @@ impl Inbox {
             if cmd == 200 {
                 continue;
             }
-            let acknowledgement = self.take(&data);
+            let acknowledgement = take(inbox, &data);
             client.send(201, "", acknowledgement.to_string().as_bytes());
             if acknowledgement.as_array().unwrap().iter().any(|message| message["msgid"] == marker) {
                 return;
@@ -118,91 +73,26 @@ impl Inbox {
     }
 }
 
-/// What several kills have shown.
-#[derive(Debug, Default)]
-struct Kills {
-    sent: u64,
-    acknowledged: usize,
-    /// Acknowledged only after a kill, when they were sent again.
-    resent: u64,
-    received: usize,
-    repeated: u64,
-    /// Time in which messages were sent.
-    sending: Duration,
-}
-
-/// Kills a server at random moments under load, and checks after each that all acknowledged messages are delivered, in order.
-fn check_kills(rounds: usize) -> Kills {
-    let limits = "[messaging.limits]\nlogins_per_network = { burst = 1000, per_second = 1000 }\n";
-    let mut messaging = Messaging::start(&format!("{limits}{CHEAP}"));
-    let mut random = ChaCha20Rng::seed_from_u64(14);
-    let mut senders: Vec<_> =
-        (0..SENDERS).map(|index| Sender { name: format!("sender-{index}"), ..Sender::default() }).collect();
-    let mut inboxes = [(ONLINE, Inbox::default()), (OFFLINE, Inbox::default())];
-    for (name, _) in &inboxes {
-        drop(messaging.user(name));
+/// Adds the messages of a push; returns the body that acknowledges them.
+fn take(inbox: &mut Inbox, data: &[u8]) -> Value {
+    let pushed: Vec<Value> = serde_json::from_slice(data).unwrap();
+    for message in &pushed {
+        let text = |key: &str| message[key].as_str().unwrap();
+        inbox.add(text("from"), text("msgid"), text("msg"));
     }
-    let mut kills = Kills::default();
-    for round in 0..rounds {
-        let life = Duration::from_millis(random.random_range(20..700));
-        let online = messaging.user(ONLINE);
-        let clients: Vec<_> = senders.iter().map(|sender| messaging.user(&sender.name)).collect();
-        kills.resent += senders.iter().map(|sender| sender.unacknowledged.len() as u64).sum::<u64>();
-        let begun = Instant::now();
-        std::thread::scope(|scope| {
-            let (_, inbox) = &mut inboxes[0];
-            scope.spawn(|| inbox.follow(online));
-            for (sender, client) in senders.iter_mut().zip(clients) {
-                scope.spawn(move || sender.run(client));
-            }
-            pause_under_test(life);
-            messaging.server.kill();
-            kills.sending += begun.elapsed();
-        });
-        messaging.server.begin();
-        for (name, inbox) in &mut inboxes {
-            let mut client = messaging.user(name);
-            let before = inbox.seen.len();
-            inbox.fetch(&mut client, name, &format!("{name} {round}"));
-            let fetched = inbox.seen.len();
-            inbox.fetch(&mut client, name, &format!("{name} {round} again"));
-            assert_eq!(inbox.seen.len(), fetched, "{name}: the first fetch, from {before}, is complete");
-            check_inbox(&senders, name, inbox);
-        }
-    }
-    kills.sent = senders.iter().map(|sender| sender.sent).sum();
-    kills.acknowledged = senders.iter().map(|sender| sender.acknowledged.len()).sum();
-    kills.received = inboxes.iter().map(|(_, inbox)| inbox.seen.len()).sum();
-    kills.repeated = inboxes.iter().map(|(_, inbox)| inbox.repeated).sum();
-    kills
-}
-
-fn check_inbox(senders: &[Sender], name: &str, inbox: &Inbox) {
-    for sender in senders {
-        let received = inbox.received.get(&sender.name).map_or(&[][..], Vec::as_slice);
-        assert!(received.is_sorted(), "{}'s messages to {name} are in order", sender.name);
-        assert!(received.iter().all(|number| *number < sender.sent && recipient(*number) == name));
-        for number in sender.acknowledged.iter().filter(|number| recipient(**number) == name) {
-            let is_received = received.binary_search(number).is_ok();
-            assert!(is_received, "{}'s message {number} to {name} was acknowledged and is lost", sender.name);
-        }
-    }
+    pushed.iter().map(|message| json!({"msgid": message["msgid"]})).collect()
 }
 
 #[test]
 fn a_killed_server_delivers_every_acknowledged_message() {
-    let kills = check_kills(4);
+    let kills = check_kills(Tcp, 4);
     assert!(kills.acknowledged > 100, "{kills:?}");
 }
 
 #[test]
 #[ignore = "long: 200 kills of a server under 500 messages a second, no acknowledged one of which is lost"]
 fn long_messaging_kills() {
-    let kills = check_kills(tools::switch("GINNEL_LONG_RUNS", 200));
-    tools::print(&format!(
-        "{kills:?}, {:.0} messages a second",
-        kills.sent as f64 / kills.sending.as_secs_f64()
-    ));
+    check_kills(Tcp, tools::switch("GINNEL_LONG_RUNS", 200)).print();
 }
 
 /// Where a system call is in a log of `strace -f`: the lines of its beginning and its end.

@@ -3,11 +3,13 @@
 mod abuse;
 mod agents;
 mod durability;
+mod kills;
 mod padding_oracle;
 mod ports;
 mod python_client;
 mod scale;
 mod websocket;
+mod websocket_kills;
 mod wire;
 
 use std::io::{self, ErrorKind, Read, Write};

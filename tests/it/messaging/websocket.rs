@@ -40,8 +40,8 @@ impl Key {
 }
 
 /// A connected client.
-struct Client<S> {
-    socket: WebSocket<S>,
+pub(super) struct Client<S = TcpStream> {
+    pub(super) socket: WebSocket<S>,
     challenge: Vec<u8>,
     next: u64,
     events: Vec<Value>,
@@ -55,7 +55,7 @@ fn stream(server: SocketAddr) -> TcpStream {
 }
 
 impl Client<TcpStream> {
-    fn connect(server: SocketAddr) -> Self {
+    pub(super) fn connect(server: SocketAddr) -> Self {
         Self::connect_with(server, &[])
     }
 
@@ -109,7 +109,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     #[track_caller]
-    fn ok(&mut self, request: Value) -> Value {
+    pub(super) fn ok(&mut self, request: Value) -> Value {
         let answer = self.ask(request);
         assert_eq!(answer["type"], "ok", "{answer}");
         answer
@@ -122,9 +122,14 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn event(&mut self) -> Value {
+        self.try_event().unwrap()
+    }
+
+    /// Returns the next event of a server that may end.
+    pub(super) fn try_event(&mut self) -> Result<Value, Option<CloseCode>> {
         match self.events.is_empty() {
-            true => self.read().unwrap(),
-            false => self.events.remove(0),
+            true => self.read(),
+            false => Ok(self.events.remove(0)),
         }
     }
 
@@ -138,7 +143,7 @@ impl<S: Read + Write> Client<S> {
         answer["device"].as_i64().unwrap()
     }
 
-    fn log_in(&mut self, user: &str, device: u8) -> Value {
+    pub(super) fn log_in(&mut self, user: &str, device: u8) -> Value {
         let key = Key::new(device);
         let signature = key.sign("ginnel login v1", &[&self.challenge, user.as_bytes(), key.public()]);
         let device_key = BASE64URL_NOPAD.encode(key.public());
@@ -163,7 +168,7 @@ fn to_device(to: &str, id: &str, device: i64) -> Value {
 
 impl Messaging {
     /// Registers a user with a device, and logs the device in.
-    fn websocket(&self, user: &str, seed: u8) -> (Client<TcpStream>, i64) {
+    pub(super) fn websocket(&self, user: &str, seed: u8) -> (Client<TcpStream>, i64) {
         let mut client = Client::connect(self.server.address);
         let number = client.register(user, seed, seed + 1);
         assert_eq!(client.log_in(user, seed + 1)["device"], number);
