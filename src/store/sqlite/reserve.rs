@@ -118,6 +118,14 @@ impl Reserve {
 }
 
 #[cfg(test)]
+impl Reserve {
+    /// A reserve that is in use, of a disk that has no room for it.
+    pub(super) fn in_use() -> Self {
+        Self { path: PathBuf::from("reserve"), bytes: u64::MAX, is_kept: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -388,6 +388,32 @@ mod tests {
     }
 
     #[test]
+    fn on_a_full_disk_only_free_pages_are_written_to_and_removals_make_some() {
+        let (connection, writer) = writer_with_table();
+        connection.execute("CREATE TABLE blobs (blob BLOB)", []).unwrap();
+        connection.execute("INSERT INTO blobs VALUES (zeroblob(1000000))", []).unwrap();
+        let refused = insert(&writer, 1);
+        let removed =
+            writer.submit(Room::Frees, |connection| Ok(connection.execute("DELETE FROM blobs", [])?));
+        writer.close();
+        run(&connection, &writer, Duration::ZERO, Some(Reserve::in_use()));
+        assert!(matches!(wait(refused), Err(StoreError::DiskFull)));
+        assert_eq!(wait(removed).unwrap(), 1);
+        let writer = Writer::new(1 << 20);
+        let large = || {
+            let write = |connection: &Connection| {
+                Ok(connection.execute("INSERT INTO blobs VALUES (zeroblob(300000))", [])?)
+            };
+            writer.submit(Room::Takes(300_000), write)
+        };
+        let (first, second) = (large(), large());
+        writer.close();
+        run(&connection, &writer, Duration::ZERO, Some(Reserve::in_use()));
+        assert_eq!(wait(first).unwrap(), 1);
+        assert!(matches!(wait(second), Err(StoreError::DiskFull)), "the pages are there once");
+    }
+
+    #[test]
     fn when_the_thread_dies_callers_are_told() {
         let (connection, writer) = writer_with_table();
         let dies: StoreFuture<()> = writer.submit(Room::Takes(0), |_| panic!("a fault of this test"));

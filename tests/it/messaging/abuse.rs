@@ -75,16 +75,19 @@ fn a_reader_that_never_reads_is_closed_or_waits_and_the_others_are_served() {
     let mut deaf = messaging.user("deaf");
     let mut sender = messaging.user("sender");
     let text = "x".repeat(60_000);
-    for index in 0..300 {
+    // Less than one sender may have in a mailbox.
+    let count = 260;
+    for index in 0..count {
         let body = json!({"to": "deaf", "msg": text}).to_string();
         sender.send(200, &index.to_string(), body.as_bytes());
-        assert_eq!(sender.frame().0, 200);
+        let (cmd, _, _, data) = sender.frame();
+        assert_eq!((cmd, data.len()), (200, 0));
     }
     let pushed = metrics::value(messaging.server.address, "ginnel_messaging_pushed_messages_total");
-    assert!(pushed < 300, "it waits: {pushed}");
+    assert!(pushed < count, "it waits: {pushed}");
     assert_served(&messaging);
     // What was not pushed comes in order once the client reads.
-    for expected in 0..300 {
+    for expected in 0..count {
         let (cmd, _, _, data) = deaf.frame();
         let pushed: Vec<serde_json::Value> = serde_json::from_slice(&data).unwrap();
         assert_eq!((cmd, pushed.len()), (201, 1));

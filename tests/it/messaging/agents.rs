@@ -2,7 +2,8 @@
 //! were changed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -412,4 +413,46 @@ fn an_inbox_that_cannot_remember_what_it_has_shown_says_why() {
     fs::remove_dir(&lock).unwrap();
     assert_eq!(fs::read_to_string(&state).unwrap(), text);
     assert!(bob.inbox().stdout.ends_with("again\n"), "it comes again");
+}
+
+/// Forwards connections to a server, and cuts the first ones when their client asks for something after its login.
+fn cutting_proxy(server: SocketAddr, cuts: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(server).unwrap());
+            let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || {
+                let mut buffer = [0; 65_536];
+                // The upgrade to a WebSocket, the login, and then the first question.
+                for read in 1.. {
+                    let length = client.read(&mut buffer).unwrap_or(0);
+                    if length == 0
+                        || (number < cuts && read == 3)
+                        || server.write_all(&buffer[..length]).is_err()
+                    {
+                        break;
+                    }
+                }
+                let _ = client.shutdown(std::net::Shutdown::Both);
+                let _ = server.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_message_over_a_connection_that_is_cut_after_the_login_is_sent_again_and_the_user_is_told() {
+    let server = server();
+    let bob = Home::registered(&server, "bob");
+    let alice = Home::at(format!("ws://{}", cutting_proxy(server.server.address, 3)));
+    // The registration is the first of the connections, and asks for nothing after it.
+    alice.ok(&["login", &alice.server, "alice"]);
+    let sent = alice.ok(&["msg", "bob", "hello"]);
+    assert_eq!(sent.stderr.matches("connection lost, trying again").count(), 2, "{sent:?}");
+    assert!(sent.stderr.contains("Stored   for bob"), "{sent:?}");
+    assert_eq!(bob.inbox().stdout.lines().count(), 1);
 }
