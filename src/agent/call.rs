@@ -1,19 +1,19 @@
-//! One call: the task that runs its session, path selector and ICE agents.
+//! One call: the task that runs its session and its ICE engine.
 
 use super::call_auth::{CallAuth, InitialKey};
 use super::candidate::CandidatePath;
 use super::connection::PathHandle;
+use super::engine::{ActivePath, Engine, EngineCommand, EngineConfig, EngineEvent};
 use super::error::{ConnectError, Refusal, RegistrationError};
-use super::ice::{IceAgent, IceAgentConfig, IceEvent, RelayCredentials, SelectedPair};
-use super::nat_probe::NatProbe;
 use super::path::{PathInfo, PathKind};
-use super::path_selector::{PathOutput, PathSelector};
+use super::quic;
 use super::relay_reason::RelayReason;
 use super::session::{NO_PATH, Session, SessionConfig, SessionFailure, SessionOutput};
 use super::signaling_client::{ServerEvent, SignalingClient, SignalingError};
-use super::tunnel::{Probe, Tunnel};
+use super::tunnel::Tunnel;
+use crate::ice::IceCredentials;
 use crate::net::time;
-use crate::signaling::wire::{self, IceDescription, NatType, Request, RequestBody, ResponseBody, Tag, Token};
+use crate::signaling::wire::{self, IceDescription, Request, RequestBody, ResponseBody, Tag, Token};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +21,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 
-const QUEUE: usize = 128;
-/// How long a new path may wait for the measurement of its round-trip time before it is published.
-const MEASURE_TIME: Duration = Duration::from_millis(500);
 /// Time limit for the signalling at the end of a call.
 const END_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a session without a path waits for one, and how long if its server is gone too.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
+const SERVER_LOSS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Application error code of a connection whose path is lost for good.
+const LOST: u32 = 3;
 /// Deadline of a timer that is not needed.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -38,75 +40,44 @@ pub(super) enum CallRequest {
     Incoming { mid: Option<i64>, token: Token, offer: IceDescription },
 }
 
-/// Both ends of a channel.
-type Channel<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
-
-/// The queues, the tunnel and the ICE agents of a call. They exist before the session, so that gathering starts while the connector registers.
+/// The engine, the tunnel and QUIC's endpoint of a call. They exist before the session, so that gathering starts while the connector registers,
+/// and a listener is ready for its next call.
 pub(super) struct CallResources {
-    pub(super) tunnel: Arc<Tunnel>,
-    probes: mpsc::Receiver<(CandidatePath, Probe)>,
-    events: Channel<(CandidatePath, IceEvent)>,
-    nat: Channel<NatType>,
-    udp_blocked: watch::Sender<Option<bool>>,
+    pub(super) endpoint: quinn::Endpoint,
+    engine: Engine,
+    events: mpsc::Receiver<EngineEvent>,
     server: SocketAddr,
-    agents: [Option<IceAgent>; 2],
     started: Instant,
 }
 
 impl CallResources {
-    /// Creates the queues. `udp_blocked` is the result of an earlier probe.
-    pub(super) fn new(server: SocketAddr, udp_blocked: Option<bool>) -> Self {
-        let (tunnel, probes) = Tunnel::new();
-        Self {
-            tunnel,
-            probes,
-            events: mpsc::channel(QUEUE),
-            nat: mpsc::channel(1),
-            udp_blocked: watch::Sender::new(udp_blocked),
-            server,
-            agents: [None, None],
-            started: time::now().mono,
-        }
+    /// Opens the sockets and starts to gather.
+    pub(super) fn start(config: EngineConfig) -> Result<Self, ConnectError> {
+        let (tunnel, messages) = Tunnel::new(Some(config.server));
+        let endpoint = quic::endpoint(Arc::clone(&tunnel))?;
+        let (engine, events) = Engine::start(config, tunnel, messages);
+        Ok(Self { endpoint, engine, events, server: config.server, started: time::now().mono })
     }
 
-    /// Starts the ICE agent of a path, which begins to gather.
-    pub(super) fn start_agent(
-        &mut self,
-        path: CandidatePath,
-        session: &SessionConfig,
-        relay: Option<RelayCredentials>,
-    ) {
-        let config = IceAgentConfig {
-            path,
-            role: session.role,
-            ufrag: session.ufrag.clone(),
-            pwd: session.pwd.clone(),
-            server: self.server,
-            relay,
-            udp_blocked: self.udp_blocked.subscribe(),
-        };
-        let agent = IceAgent::start(config, Arc::clone(&self.tunnel), self.events.0.clone());
-        self.agents[path as usize] = Some(agent);
+    /// Sets when the call began, for resources that existed before.
+    pub(super) fn begin_call(&mut self) {
+        self.started = time::now().mono;
     }
 
-    /// Starts to test UDP and the NAT. `second_port` resolves to `host:port` of the server's second UDP port.
-    pub(super) fn probe_nat(&self, second_port: impl Future<Output = Option<String>> + Send + 'static) {
-        let (server, udp_blocked, nat) = (self.server, self.udp_blocked.clone(), self.nat.0.clone());
+    /// Sends a command to the engine.
+    pub(super) fn send(&self, command: EngineCommand) {
+        self.engine.send(command);
+    }
+
+    /// Has the server's second port, `host:port`, tested too.
+    pub(super) fn probe_second_port(&self, name: Option<String>) {
+        let (server, engine) = (self.server, self.engine.sender());
+        let Some(name) = name else { return };
         tokio::spawn(async move {
-            let Ok(probe) = NatProbe::start(server).await else {
-                udp_blocked.send_replace(Some(true));
-                return;
-            };
-            udp_blocked.send_replace(Some(probe.is_udp_blocked()));
-            let second = match second_port.await {
-                Some(name) => tokio::net::lookup_host(name)
-                    .await
-                    .ok()
-                    .and_then(|mut found| found.find(|address| address.is_ipv4() == server.is_ipv4())),
-                None => None,
-            };
-            if let Some(kind) = probe.finish(second).await {
-                let _ = nat.send(kind).await;
+            let found = tokio::net::lookup_host(name).await.ok();
+            let second = found.and_then(|mut found| found.find(|at| at.is_ipv4() == server.is_ipv4()));
+            if let Some(second) = second {
+                let _ = engine.send(EngineCommand::SecondServer(second)).await;
             }
         });
     }
@@ -126,9 +97,11 @@ pub(super) async fn negotiate(
     let (stop, stop_rx) = mpsc::channel(1);
     let (signaling_lost, signaling_lost_rx) = watch::channel(false);
     let server = resources.server;
+    let local = IceCredentials::new(&config.ufrag, &config.pwd);
+    let local = local.map_err(|error| ConnectError::Setup(error.into()))?;
+    resources.send(EngineCommand::Begin(config.role, local));
     let task = CallTask {
         session: Session::new(config),
-        selector: PathSelector::new(resources.started),
         resources,
         signaling,
         auth,
@@ -136,11 +109,12 @@ pub(super) async fn negotiate(
         request: None,
         pending_call: None,
         token: None,
-        pairs: [None, None],
-        unpublished: None,
+        active: None,
+        reason: None,
         ready: Some(ready),
         path,
         signaling_lost,
+        lost_since: None,
     };
     let task = tokio::spawn(task.run(request, events, stop_rx));
     let handle = PathHandle::new(path_rx, signaling_lost_rx, stop, task);
@@ -180,7 +154,6 @@ type PendingCall = JoinHandle<Result<ResponseBody, SignalingError>>;
 
 struct CallTask {
     session: Session,
-    selector: PathSelector,
     resources: CallResources,
     signaling: SignalingClient,
     auth: CallAuth,
@@ -191,13 +164,16 @@ struct CallTask {
     /// The call request that waits for the server's response.
     pending_call: Option<PendingCall>,
     token: Option<Token>,
-    pairs: [Option<SelectedPair>; 2],
-    /// A path to publish once its round-trip time is known, at the latest at this time.
-    unpublished: Option<(CandidatePath, Option<RelayReason>, Instant)>,
+    /// The path in use.
+    active: Option<ActivePath>,
+    /// Why it is not direct.
+    reason: Option<RelayReason>,
     /// Resolved once: with the first path or the first failure.
     ready: Option<oneshot::Sender<Result<InitialKey, ConnectError>>>,
     path: watch::Sender<Option<PathInfo>>,
     signaling_lost: watch::Sender<bool>,
+    /// Since when no path answers.
+    lost_since: Option<Instant>,
 }
 
 impl CallTask {
@@ -210,23 +186,17 @@ impl CallTask {
         self.start(request);
         let reason = loop {
             self.apply_outputs().await;
-            let timers = [
-                self.session.poll_timeout(),
-                self.selector.poll_timeout(),
-                self.unpublished.as_ref().map(|(.., at)| *at),
-            ];
+            let timers = [self.session.poll_timeout(), self.loss_deadline()];
             let due = timers.into_iter().flatten().min().unwrap_or_else(|| time::now().mono + FAR);
             tokio::select! {
                 reason = stop.recv() => break reason,
                 Some(event) = events.recv() => self.handle_server_event(event).await,
-                Some((path, event)) = self.resources.events.1.recv() => self.handle_ice_event(path, event),
-                Some((path, probe)) = self.resources.probes.recv() => self.handle_probe(path, probe),
-                Some(nat) = self.resources.nat.1.recv() => self.session.handle_nat(time::now().mono, nat),
+                Some(event) = self.resources.events.recv() => self.handle_engine_event(time::now().mono, event),
                 response = response(&mut self.pending_call) => {
                     self.pending_call = None;
                     self.handle_call_response(response);
                 }
-                () = sleep_until(due.into()) => self.handle_timeout(),
+                () = sleep_until(due.into()) => self.handle_timeout(time::now().mono),
             }
         };
         self.close(reason).await;
@@ -245,30 +215,8 @@ impl CallTask {
     }
 
     async fn apply_outputs(&mut self) {
-        loop {
-            if let Some(output) = self.selector.poll_output() {
-                self.apply_selector_output(output);
-            } else if let Some(output) = self.session.poll_output() {
-                self.apply_session_output(output).await;
-            } else {
-                break;
-            }
-        }
-        self.publish_path(time::now().mono);
-    }
-
-    fn apply_selector_output(&mut self, output: PathOutput) {
-        match output {
-            PathOutput::Ping(path, number) => {
-                self.resources.tunnel.send_probe(path, Probe::Ping(number));
-            }
-            PathOutput::Active(path) => {
-                self.resources.tunnel.set_active(path);
-                self.session.handle_active(path);
-                if path.is_some() {
-                    self.resolve(Ok(self.auth.initial_key()));
-                }
-            }
+        while let Some(output) = self.session.poll_output() {
+            self.apply_session_output(output).await;
         }
     }
 
@@ -280,18 +228,15 @@ impl CallTask {
                     self.signaling.notify(RequestBody::Trickle { token, cands, done, nat }).await;
                 }
             }
-            SessionOutput::Start { ufrag, pwd } => {
-                for agent in self.resources.agents.iter().flatten() {
-                    agent.start_checks(ufrag.clone(), pwd.clone()).await;
-                }
-            }
-            SessionOutput::Candidate(candidate) => {
-                if let Some(agent) = &self.resources.agents[candidate.path as usize] {
-                    agent.add_candidate(candidate.text).await;
-                }
-            }
-            SessionOutput::Path(path, reason) => {
-                self.unpublished = Some((path, reason, time::now().mono + MEASURE_TIME));
+            SessionOutput::Start { ufrag, pwd } => match IceCredentials::new(&ufrag, &pwd) {
+                Ok(credentials) => self.resources.send(EngineCommand::Start(credentials)),
+                Err(error) => self.resolve(Err(ConnectError::Handshake(error.into()))),
+            },
+            SessionOutput::Candidate(text) => self.resources.send(EngineCommand::Candidate(text)),
+            SessionOutput::EndOfCandidates => self.resources.send(EngineCommand::EndOfCandidates),
+            SessionOutput::Path(_, reason) => {
+                self.reason = reason;
+                self.publish_path();
             }
             SessionOutput::Failed(failure) => self.resolve(Err(failure.into())),
         }
@@ -348,7 +293,7 @@ impl CallTask {
                 ResponseBody::Trickled { token }
             }
             RequestBody::Status { token } => {
-                let path = self.selector.active().map(|path| match path {
+                let path = self.active.map(|active| match active.path {
                     CandidatePath::Direct => wire::ReportedPath::Direct,
                     CandidatePath::Relay => wire::ReportedPath::Relay,
                 });
@@ -390,72 +335,70 @@ impl CallTask {
         }
     }
 
-    fn handle_ice_event(&mut self, path: CandidatePath, event: IceEvent) {
-        let now = time::now().mono;
+    fn handle_engine_event(&mut self, now: Instant, event: EngineEvent) {
         match event {
-            IceEvent::Candidate(text) => self.session.handle_local(now, path, &text),
-            IceEvent::Gathered => self.session.handle_gathered(now, path),
-            IceEvent::Selected(pair) => {
-                tracing::debug!(path = path.as_str(), "selected a candidate pair");
-                self.pairs[path as usize] = Some(pair);
-                self.selector.handle_selected(now, path);
+            EngineEvent::Candidate(text) => self.session.handle_local(now, &text),
+            EngineEvent::Gathered => self.session.handle_gathered(now),
+            EngineEvent::Nat(nat) => self.session.handle_nat(now, nat),
+            EngineEvent::Selected(active) => {
+                self.active = Some(active);
+                self.session.handle_active(Some(active.path));
+                self.publish_path();
+                self.resolve(Ok(self.auth.initial_key()));
             }
-            IceEvent::Failed => {
-                self.selector.handle_failed(path);
-                self.session.handle_failed(path);
-            }
+            EngineEvent::Connected => self.lost_since = None,
+            EngineEvent::Disconnected => self.lost_since = self.lost_since.or(Some(now)),
+            EngineEvent::Failed => self.session.handle_failed(),
         }
     }
 
-    fn handle_probe(&mut self, path: CandidatePath, probe: Probe) {
-        match probe {
-            Probe::Ping(number) => self.resources.tunnel.send_probe(path, Probe::Pong(number)),
-            Probe::Pong(number) => self.selector.handle_pong(time::now().mono, path, number),
-        }
-    }
-
-    fn handle_timeout(&mut self) {
-        let now = time::now().mono;
-        for path in CandidatePath::ALL {
-            if let Some(at) = self.resources.tunnel.last_received(path) {
-                self.selector.handle_received(at, path);
-            }
-        }
-        self.selector.handle_timeout(now);
+    fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
+        if self.loss_deadline().is_some_and(|at| at <= now) {
+            self.lost_since = None;
+            self.resources.endpoint.close(LOST.into(), b"no path answers");
+        }
     }
 
-    fn publish_path(&mut self, now: Instant) {
-        let Some((path, _, at)) = self.unpublished else { return };
-        let rtt = self.selector.rtt(path);
-        let (Some(pair), true) = (self.pairs[path as usize], rtt.is_some() || now >= at) else { return };
-        let Some((_, reason, _)) = self.unpublished.take() else { return };
-        let remote = match path {
-            CandidatePath::Direct => pair.remote,
+    /// Returns when the session ends, while no path answers.
+    fn loss_deadline(&self) -> Option<Instant> {
+        let is_server_lost = *self.signaling_lost.borrow();
+        let patience = if is_server_lost { SERVER_LOSS_TIMEOUT } else { LOSS_TIMEOUT };
+        self.lost_since.filter(|_| self.ready.is_none()).map(|since| since + patience)
+    }
+
+    fn publish_path(&mut self) {
+        let Some(active) = self.active else { return };
+        let remote = match active.path {
+            CandidatePath::Direct => active.remote,
             CandidatePath::Relay => self.resources.server,
         };
-        self.path.send_replace(Some(PathInfo {
-            kind: PathKind::from(path),
-            local: pair.local,
+        let info = PathInfo {
+            kind: PathKind::from(active.path),
+            local: active.local,
             remote,
-            rtt,
-            since: now.saturating_duration_since(self.resources.started),
-            reason: reason.map(|reason| reason.to_string()),
-        }));
+            rtt: active.rtt,
+            since: time::now().mono.saturating_duration_since(self.resources.started),
+            reason: self.reason.map(|reason| reason.to_string()),
+        };
+        self.path.send_if_modified(|current| {
+            let is_same = current.as_ref().is_some_and(|current| {
+                (current.kind, current.remote, &current.reason) == (info.kind, info.remote, &info.reason)
+            });
+            let since = current.as_ref().filter(|_| is_same).map_or(info.since, |current| current.since);
+            let has_news = !is_same || current.as_ref().is_some_and(|current| current.rtt.is_none());
+            if has_news {
+                *current = Some(PathInfo { since, ..info });
+            }
+            has_news
+        });
     }
 
     async fn close(mut self, reason: Option<String>) {
-        // The path of a very short call is published without its round-trip time.
-        self.publish_path(time::now().mono + MEASURE_TIME);
         if let Some(token) = self.token.take() {
             let _ = timeout(END_TIMEOUT, self.signaling.request(RequestBody::End { token, reason })).await;
         }
-        let [direct, relay] = std::mem::take(&mut self.resources.agents).map(|agent| async move {
-            if let Some(agent) = agent {
-                agent.close().await;
-            }
-        });
-        tokio::join!(direct, relay);
+        self.resources.engine.close().await;
     }
 }
 

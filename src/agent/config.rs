@@ -1,5 +1,6 @@
 //! Configuration of an agent.
 
+use super::engine::IceImplementation;
 use super::path::PathPolicy;
 use std::fmt;
 use std::str::FromStr;
@@ -89,6 +90,7 @@ pub struct Config {
     pub(super) server: Option<ServerName>,
     pub(super) key: Option<String>,
     pub(super) policy: PathPolicy,
+    pub(super) ice: IceImplementation,
 }
 
 impl Config {
@@ -118,6 +120,13 @@ impl Config {
         self.policy = policy;
         self
     }
+
+    /// Sets the ICE implementation; [`IceImplementation::Ginnel`] by default.
+    #[must_use]
+    pub fn ice(mut self, ice: IceImplementation) -> Self {
+        self.ice = ice;
+        self
+    }
 }
 
 impl fmt::Debug for Config {
@@ -127,6 +136,7 @@ impl fmt::Debug for Config {
             .field("server", &self.server)
             .field("key", &key)
             .field("policy", &self.policy)
+            .field("ice", &self.ice)
             .finish()
     }
 }

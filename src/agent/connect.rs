@@ -2,25 +2,22 @@
 
 use super::call::{self, CallRequest, CallResources};
 use super::call_auth::{self, CallAuth};
-use super::candidate::CandidatePath;
 use super::config::{Config, ServerName};
 use super::connection::{Connection, PathHandle};
+use super::engine::{EngineCommand, EngineConfig, RelayCredentials};
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback;
-use super::ice::RelayCredentials;
 use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
 use super::quic;
 use super::session::SessionConfig;
 use super::signaling_client::{self, Registered, RegistrationParams, ServerEvent, SignalingClient};
 use super::ticket::Ticket;
-use super::tunnel::Tunnel;
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 const QUEUE: usize = 64;
 /// RFC 8445 section 5.3 requires 24 bits; this is the only fresh part of an offer and has 128.
@@ -77,29 +74,26 @@ impl Agent {
             pwd,
             own_relay: false,
         };
-        let mut resources = CallResources::new(address, None);
-        let (second_port, second_port_rx) = oneshot::channel();
-        resources.probe_nat(async move { second_port_rx.await.ok().flatten() });
-        if config.policy.allows(CandidatePath::Direct) {
-            resources.start_agent(CandidatePath::Direct, &config, None);
-        }
-
+        let resources = CallResources::start(self.engine_config(address))?;
         let registration = RegistrationParams { key: self.config.key.clone(), secret: None, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
         let opened = SignalingClient::open(stream, &server.host, &registration, events).await;
         let (signaling, registered) =
             opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
-        let _ = second_port.send(registered.stun2.clone());
+        resources.probe_second_port(registered.stun2.clone());
         let relay = relay_credentials(&registered.ice_servers);
         config.own_relay = relay.is_some();
-        if config.policy.allows(CandidatePath::Relay) {
-            resources.start_agent(CandidatePath::Relay, &config, relay);
-        }
+        resources.send(EngineCommand::Relay(relay));
         let auth = CallAuth::of_connector(&ticket.secret, [&registered.tag, &callee], &config.ufrag);
         let request = CallRequest::Outgoing { tag: registered.tag, callee };
-        let tunnel = Arc::clone(&resources.tunnel);
+        let endpoint = resources.endpoint.clone();
         let (initial, path) = call::negotiate(resources, config, request, auth, signaling, events_rx).await?;
-        handshake(tunnel, (&ticket.secret, AgentRole::Connector), initial, path).await
+        handshake(endpoint, (&ticket.secret, AgentRole::Connector), initial, path).await
+    }
+
+    /// Returns the configuration of an ICE engine that uses `server`.
+    pub(super) fn engine_config(&self, server: SocketAddr) -> EngineConfig {
+        EngineConfig { implementation: self.config.ice, policy: self.config.policy, server }
     }
 }
 
@@ -136,12 +130,12 @@ async fn connect_tcp(server: &ServerName) -> Result<(TcpStream, SocketAddr), Reg
 
 /// Completes the QUIC handshake over a path that carries data.
 pub(super) async fn handshake(
-    tunnel: Arc<Tunnel>,
+    endpoint: quinn::Endpoint,
     (secret, role): (&Secret, AgentRole),
     initial: call_auth::InitialKey,
     path: PathHandle,
 ) -> Result<Connection, ConnectError> {
-    match quic::handshake(tunnel, secret, initial, role).await {
+    match quic::handshake(endpoint, secret, &initial, role).await {
         Ok(quic) => Ok(Connection::new(quic, path)),
         Err(error) => {
             path.close("the handshake failed").await;

@@ -162,14 +162,18 @@ impl Connection {
         self.explain(error).await
     }
 
-    /// On a relayed path the server may be the reason why the other side stopped answering.
+    /// On a relayed path the server may be the reason why the other side stopped answering. Only the call closes the endpoint of a connection that
+    /// is still in use: no path answers any more.
     async fn explain(&self, error: quinn::ConnectionError) -> ConnectionError {
-        if matches!(error, quinn::ConnectionError::TimedOut)
-            && let Some(server) = self.path.lost_server().await
-        {
-            return ConnectionError::RelayLost(server.to_string());
+        match error {
+            quinn::ConnectionError::TimedOut | quinn::ConnectionError::LocallyClosed => {
+                let server = self.path.lost_server().await;
+                server.map_or(ConnectionError::PeerTimedOut, |server| {
+                    ConnectionError::RelayLost(server.to_string())
+                })
+            }
+            error => convert(error),
         }
-        convert(error)
     }
 
     /// Informs the other side that everything it sent was used, waits for the same from it, and closes the connection. Call this after the

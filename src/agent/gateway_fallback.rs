@@ -5,13 +5,14 @@
 //! connection, dials that id.
 
 use super::call_auth::InitialKey;
-use super::candidate::CandidatePath;
 use super::config::ServerName;
 use super::connect;
 use super::connection::{Connection, PathHandle};
+use super::datagram_queue::DatagramQueue;
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
 use super::keys::{AgentRole, Secret};
 use super::path::{PathInfo, PathKind};
+use super::quic;
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
     ClientBuilder, ConnectError as GatewayError, Endpoint, Key, Raw, ServerBuilder, Settings,
@@ -37,8 +38,6 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 8;
 /// The first and the longest wait for a gateway that is not reachable.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-/// The queue of the tunnel that the virtual connection serves.
-const TUNNEL_PATH: CandidatePath = CandidatePath::Relay;
 
 /// Returns why the gateway may help after this error; `None` if it cannot.
 pub(super) fn reason(error: &ConnectError) -> Option<&'static str> {
@@ -178,12 +177,13 @@ async fn handshake(
     (secret, role): (&Secret, AgentRole),
     ends: PathEnds,
 ) -> Result<Connection, ConnectError> {
-    let (tunnel, _) = Tunnel::new();
-    tunnel.set_active(Some(TUNNEL_PATH));
+    let queue = Arc::new(DatagramQueue::default());
+    let tunnel = Tunnel::with_queue(Arc::clone(&queue));
+    let quic = quic::endpoint(Arc::clone(&tunnel))?;
     let (stop, stopped) = mpsc::channel(1);
     let (path, path_rx) = watch::channel(None);
     let (_, signaling_lost) = watch::channel(false);
-    let forwarding = forward(connection, Arc::clone(&tunnel), stopped);
+    let forwarding = forward(connection, (tunnel, queue), stopped);
     let task = tokio::spawn(async move {
         forwarding.await;
         if let Some(endpoint) = endpoint {
@@ -192,7 +192,7 @@ async fn handshake(
     });
     let handle = PathHandle::new(path_rx, signaling_lost, stop, task);
     let connection =
-        connect::handshake(tunnel, (secret, role), InitialKey::without_call(secret), handle).await?;
+        connect::handshake(quic, (secret, role), InitialKey::without_call(secret), handle).await?;
     path.send_replace(Some(PathInfo {
         kind: PathKind::Gateway,
         local: ends.local,
@@ -207,14 +207,14 @@ async fn handshake(
 /// Forwards datagrams as messages until either side ends.
 async fn forward(
     connection: VirtualConnection<Raw>,
-    tunnel: Arc<Tunnel>,
+    (tunnel, queue): (Arc<Tunnel>, Arc<DatagramQueue>),
     mut stopped: mpsc::Receiver<String>,
 ) {
     let (mut sender, mut receiver) = connection.into_split();
-    let send = async { while sender.send(tunnel.next_outgoing(TUNNEL_PATH).await).await.is_ok() {} };
+    let send = async { while sender.send(queue.next().await).await.is_ok() {} };
     let receive = async {
         while let Ok(Some(datagram)) = receiver.receive().await {
-            tunnel.deliver(TUNNEL_PATH, &datagram);
+            tunnel.deliver(datagram);
         }
     };
     tokio::select! {

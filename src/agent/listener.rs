@@ -2,14 +2,14 @@
 
 use super::call::{self, CallRequest, CallResources};
 use super::call_auth::{CallAuth, ReplayCache};
-use super::candidate::CandidatePath;
 use super::connect::{self, Agent, ServerSession};
 use super::connection::Connection;
+use super::engine::{EngineCommand, EngineConfig};
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback::GatewayListener;
 use super::keys::AgentRole;
-use super::nat_probe::NatProbe;
 use super::path::PathPolicy;
+use super::quic;
 use super::session::SessionConfig;
 use super::signaling_client::{RegistrationParams, ServerEvent};
 use super::ticket::Ticket;
@@ -22,11 +22,9 @@ use crate::signaling::wire::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, sleep_until};
 
 /// Maximum number of calls that are negotiated at a time.
 const MAX_CALLS: usize = 8;
@@ -35,6 +33,8 @@ const QUEUE: usize = 64;
 const REPLAY_CACHE: usize = 16_384;
 /// The first and the longest wait before a reconnection, each with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+/// How long a listener is ready for its next call; later it gathers when it is called.
+const SPARE_TIME: Duration = Duration::from_secs(600);
 /// How often a dropped listener checks whether its last call has ended.
 const CLOSING_CHECK: Duration = Duration::from_secs(1);
 /// Age from which relay credentials are renewed before a call.
@@ -62,7 +62,8 @@ impl Agent {
         let session = connect::register(&server, &registration, events).await?;
         registration.epoch = session.registered.epoch;
         let ticket = Ticket::new(server, session.registered.tag.to_string(), rand::random());
-        Ok(Listener::spawn(ticket, registration, self.config.policy, session, events_rx))
+        let engine = self.engine_config(session.address);
+        Ok(Listener::spawn(ticket, registration, engine, session, events_rx))
     }
 }
 
@@ -70,19 +71,21 @@ impl Listener {
     fn spawn(
         ticket: Ticket,
         registration: RegistrationParams,
-        policy: PathPolicy,
+        engine: EngineConfig,
         session: ServerSession,
         events: mpsc::Receiver<ServerEvent>,
     ) -> Self {
         let (accepted, accepted_rx) = mpsc::channel(MAX_CALLS);
         let address = session.address;
-        if let Some(key) = registration.key.clone().filter(|_| policy != PathPolicy::DirectOnly) {
+        if let Some(key) = registration.key.clone().filter(|_| engine.policy != PathPolicy::DirectOnly) {
             let (server, secret) = (ticket.server.clone(), ticket.secret.clone());
             tokio::spawn(GatewayListener { server, address, secret }.run(key, accepted.clone()));
         }
         let task = ListenerTask {
             ticket: ticket.clone(),
-            policy,
+            engine,
+            spare: None,
+            spare_since: time::now().mono,
             registration,
             session,
             registered_at: time::now().mono,
@@ -91,7 +94,6 @@ impl Listener {
             accepted,
             backoff: Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng()),
             network: NetworkChanges::start(),
-            udp_blocked: probe_udp(address),
             closing: false,
         };
         tokio::spawn(task.run(events));
@@ -116,7 +118,10 @@ impl Listener {
 
 struct ListenerTask {
     ticket: Ticket,
-    policy: PathPolicy,
+    engine: EngineConfig,
+    /// What the next call uses: its candidates are gathered, and its relayed address is allocated.
+    spare: Option<CallResources>,
+    spare_since: Instant,
     registration: RegistrationParams,
     session: ServerSession,
     registered_at: Instant,
@@ -125,17 +130,21 @@ struct ListenerTask {
     accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
     network: NetworkChanges,
-    /// Whether UDP fails to reach the server, once that is known.
-    udp_blocked: watch::Receiver<Option<bool>>,
     /// The [`Listener`] was dropped.
     closing: bool,
 }
 
 impl ListenerTask {
     async fn run(mut self, mut events: mpsc::Receiver<ServerEvent>) {
+        self.prepare_spare();
         loop {
+            let spare_expiry = self.spare_since + SPARE_TIME;
             let event = tokio::select! {
                 event = events.recv() => event,
+                () = sleep_until(spare_expiry.into()), if self.spare.is_some() => {
+                    self.spare = None;
+                    continue;
+                }
                 () = self.network.changed() => {
                     if self.is_connected().await {
                         continue;
@@ -218,6 +227,7 @@ impl ListenerTask {
                 Ok(session) if session.registered.tag.as_str() == self.ticket.tag => {
                     self.registration.epoch = session.registered.epoch;
                     self.session = session;
+                    self.prepare_spare();
                     self.registered_at = time::now().mono;
                     self.backoff.reset();
                     return Some(events_rx);
@@ -278,26 +288,47 @@ impl ListenerTask {
         self.renew_credentials().await;
         let (events, events_rx) = mpsc::channel(QUEUE);
         self.calls.insert(token.clone(), events);
-        let relay = connect::relay_credentials(&self.session.registered.ice_servers);
-        let (pwd, own_relay) = (auth.listener_password(), relay.is_some());
-        let config = SessionConfig { role: AgentRole::Listener, policy: self.policy, ufrag, pwd, own_relay };
-        let mut resources = CallResources::new(self.session.address, *self.udp_blocked.borrow());
-        let second_port = self.session.registered.stun2.clone();
-        resources.probe_nat(async move { second_port });
-        for path in CandidatePath::ALL.into_iter().filter(|path| config.policy.allows(*path)) {
-            resources.start_agent(path, &config, relay.clone().filter(|_| path == CandidatePath::Relay));
+        let own_relay = connect::relay_credentials(&self.session.registered.ice_servers).is_some();
+        let (policy, pwd) = (self.engine.policy, auth.listener_password());
+        let config = SessionConfig { role: AgentRole::Listener, policy, ufrag, pwd, own_relay };
+        let resources = match self.spare.take().map_or_else(|| self.prepare(), Ok) {
+            Ok(mut resources) => {
+                resources.begin_call();
+                resources
+            }
+            Err(error) => return drop(self.accepted.send(Err(error)).await),
+        };
+        if let Err(error) = quic::set_server(&resources.endpoint, &self.ticket.secret, &auth.initial_key()) {
+            return drop(self.accepted.send(Err(error)).await);
         }
+        self.prepare_spare();
         let request = CallRequest::Incoming { mid, token, offer };
         let (secret, client) = (self.ticket.secret.clone(), self.session.client.clone());
-        let (tunnel, accepted) = (Arc::clone(&resources.tunnel), self.accepted.clone());
+        let (endpoint, accepted) = (resources.endpoint.clone(), self.accepted.clone());
         tokio::spawn(async move {
             let connected = async {
                 let negotiated = call::negotiate(resources, config, request, auth, client, events_rx);
                 let (initial, path) = negotiated.await?;
-                connect::handshake(tunnel, (&secret, AgentRole::Listener), initial, path).await
+                connect::handshake(endpoint, (&secret, AgentRole::Listener), initial, path).await
             };
             let _ = accepted.send(connected.await).await;
         });
+    }
+
+    /// Starts what a call needs.
+    fn prepare(&self) -> Result<CallResources, ConnectError> {
+        let resources = CallResources::start(EngineConfig { server: self.session.address, ..self.engine })?;
+        let relay = connect::relay_credentials(&self.session.registered.ice_servers);
+        resources.send(EngineCommand::Relay(relay));
+        resources.probe_second_port(self.session.registered.stun2.clone());
+        Ok(resources)
+    }
+
+    /// Prepares the next call.
+    fn prepare_spare(&mut self) {
+        self.spare_since = time::now().mono;
+        self.spare =
+            self.prepare().inspect_err(|error| tracing::debug!(%error, "no sockets for a call")).ok();
     }
 
     /// Verifies an offer, or returns the code to refuse it with.
@@ -333,14 +364,4 @@ impl ListenerTask {
             self.registered_at = now;
         }
     }
-}
-
-/// Tests UDP before the first call, so that its relay path does not have to wait for the result.
-fn probe_udp(server: SocketAddr) -> watch::Receiver<Option<bool>> {
-    let (blocked, blocked_rx) = watch::channel(None);
-    tokio::spawn(async move {
-        let is_blocked = NatProbe::start(server).await.map_or(true, |probe| probe.is_udp_blocked());
-        let _ = blocked.send(Some(is_blocked));
-    });
-    blocked_rx
 }

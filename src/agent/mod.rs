@@ -1,8 +1,8 @@
 //! The agent: an end-to-end encrypted connection between two hosts behind NATs, direct or relayed.
 //!
 //! A listener registers with a server and creates a [`Ticket`]; whoever holds it can connect. Both sides run ICE ([RFC
-//! 8445](https://www.rfc-editor.org/rfc/rfc8445)) for two paths at once: a relay path, which carries data as soon as it works, and a direct
-//! path, which takes over when it works. QUIC runs over the active path. Both sides' keys are derived from the ticket's secret, so that
+//! 8445](https://www.rfc-editor.org/rfc/rfc8445)): data flows over the first path that works, usually the relay, and a direct one takes over
+//! when it works. QUIC runs over the active path. Both sides' keys are derived from the ticket's secret, so that
 //! the server can neither read the data nor act as either side.
 //!
 //! ```no_run
@@ -26,10 +26,13 @@
 //! | `signaling_client` | the WebSocket to the server | tokio |
 //! | `call` | the task of one call | tokio |
 //! | `session`, `candidate`, `relay_reason` | the negotiation of one call; why it is relayed | pure |
-//! | `path_selector`, `path` | which path carries the data | pure |
-//! | `ice`, `turn_tcp_proxy` | the ICE agent of one path; TURN over TCP | tokio |
-//! | `nat_probe`, `nat` | the type of the local NAT | tokio, pure |
-//! | `tunnel`, `quic`, `connection` | the paths as one socket, QUIC over it, its streams | tokio |
+//! | `engine` | commands and events of an ICE engine | |
+//! | `ice_engine`, `webrtc_engine` | the two engines | tokio |
+//! | `gathering`, `nat` | server-reflexive addresses; the type of the local NAT | pure |
+//! | `host_addresses`, `udp_port`, `relay_client`, `relay_stream` | sockets, and allocations by UDP and TCP | tokio |
+//! | `path` | the path in use | pure |
+//! | `tunnel`, `outlet`, `datagram_queue` | one socket of QUIC over whatever path | tokio |
+//! | `quic`, `connection` | QUIC and its streams | tokio |
 //! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
 //! | `publish` | a TCP service at a gateway | tokio |
@@ -40,30 +43,37 @@ mod candidate;
 mod config;
 mod connect;
 mod connection;
+mod datagram_queue;
+mod engine;
 mod error;
 mod gateway_fallback;
-mod ice;
+mod gathering;
+mod host_addresses;
+mod ice_engine;
 mod initial_keys;
 mod keys;
 mod listener;
 mod nat;
-mod nat_probe;
+mod outlet;
 mod path;
-mod path_selector;
 mod pinned_tls;
 mod publish;
 mod quic;
+mod relay_client;
 mod relay_reason;
+mod relay_stream;
 mod session;
 mod signaling_client;
 mod ticket;
 mod tunnel;
-mod turn_tcp_proxy;
+mod udp_port;
+mod webrtc_engine;
 
 pub use crate::signaling::wire::NatType;
 pub use config::{Config, ServerName, ServerNameError};
 pub use connect::Agent;
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
+pub use engine::IceImplementation;
 pub use error::{ConnectError, ConnectionError, PathAttempts, Refusal, RegistrationError};
 pub use listener::Listener;
 pub use path::{PathInfo, PathKind, PathPolicy};

@@ -7,21 +7,26 @@ use super::keys::{AgentRole, Secret};
 use super::pinned_tls::{SERVER_NAME, TlsIdentity, TlsSetupError};
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
+    VarInt,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// Time limit of the handshake, once a path carries data.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// QUIC's idle timeout in milliseconds.
-const IDLE_TIMEOUT: u32 = 20_000;
-const KEEP_ALIVE: Duration = Duration::from_secs(6);
+/// QUIC's idle timeout in milliseconds: an outage of the network may last a minute.
+const IDLE_TIMEOUT: u32 = 75_000;
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Fits every path: TURN adds up to 36 bytes, IPv6 and UDP 48.
 const MTU: u16 = 1200;
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-const SEND_WINDOW: u64 = 8 << 20;
+/// The largest that fits Ethernet with IPv6, UDP and ChannelData.
+const MAX_MTU: u16 = 1448;
+const STREAM_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+const SEND_WINDOW: u64 = 32 << 20;
 const STREAMS: u32 = 64;
 /// Packets that may overtake another before it counts as lost: packets over the relay arrive after later ones over the direct path.
 const REORDERING_THRESHOLD: u32 = 64;
@@ -33,22 +38,45 @@ pub(super) struct QuicConnection {
     pub(super) connection: quinn::Connection,
 }
 
+/// Returns an endpoint over a tunnel. It reads the sockets from now on.
+pub(super) fn endpoint(tunnel: Arc<Tunnel>) -> Result<Endpoint, ConnectError> {
+    let mut config = EndpointConfig::default();
+    config.grease_quic_bit(false);
+    let socket = Arc::new(TunnelSocket(tunnel));
+    let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime));
+    endpoint.map_err(|error| ConnectError::Setup(error.into()))
+}
+
+/// Prepares the endpoint of a listener for the connector's first packet.
+pub(super) fn set_server(
+    endpoint: &Endpoint,
+    secret: &Secret,
+    initial: &InitialKey,
+) -> Result<(), ConnectError> {
+    let config = server_config(secret, initial).map_err(|error| ConnectError::Setup(error.into()))?;
+    endpoint.set_server_config(Some(config));
+    Ok(())
+}
+
 /// Completes the handshake in the given role; each side verifies the key of the other.
 pub(super) async fn handshake(
-    tunnel: Arc<Tunnel>,
+    endpoint: Endpoint,
     secret: &Secret,
-    initial: InitialKey,
+    initial: &InitialKey,
     role: AgentRole,
 ) -> Result<QuicConnection, ConnectError> {
-    let endpoint =
-        endpoint(tunnel, secret, &initial, role).map_err(|error| ConnectError::Setup(error.into()))?;
     let connected = async {
         match role {
             AgentRole::Connector => {
-                let connecting = endpoint.connect(PEER, SERVER_NAME);
+                let config =
+                    client_config(secret, initial).map_err(|error| ConnectError::Setup(error.into()))?;
+                let connecting = endpoint.connect_with(config, PEER, SERVER_NAME);
                 connecting.map_err(|error| ConnectError::Setup(error.into()))?.await.map_err(handshake_error)
             }
-            AgentRole::Listener => accept(&endpoint).await,
+            AgentRole::Listener => {
+                set_server(&endpoint, secret, initial)?;
+                accept(&endpoint).await
+            }
         }
     };
     let connection =
@@ -82,39 +110,22 @@ enum SetupError {
     Tls(#[from] TlsSetupError),
     #[error("no cipher suite for Initial packets")]
     CipherSuite(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
-    #[error(transparent)]
-    Socket(#[from] std::io::Error),
 }
 
-fn endpoint(
-    tunnel: Arc<Tunnel>,
-    secret: &Secret,
-    initial: &InitialKey,
-    role: AgentRole,
-) -> Result<Endpoint, SetupError> {
-    let identity = TlsIdentity::new(secret, role)?;
-    let transport = Arc::new(transport());
-    let server = match role {
-        AgentRole::Listener => {
-            let crypto = QuicServerConfig::try_from(identity.server_config()?)?;
-            let mut config = ServerConfig::with_crypto(Arc::new(Keyed::new(crypto, initial.clone())));
-            config.transport_config(Arc::clone(&transport)).migration(false).max_incoming(4);
-            Some(config)
-        }
-        AgentRole::Connector => None,
-    };
-    let mut config = EndpointConfig::default();
-    config.grease_quic_bit(false);
-    let socket = Arc::new(TunnelSocket(tunnel));
-    let mut endpoint =
-        Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(quinn::TokioRuntime))?;
-    if role == AgentRole::Connector {
-        let crypto = QuicClientConfig::try_from(identity.client_config()?)?;
-        let mut config = ClientConfig::new(Arc::new(Keyed::new(crypto, initial.clone())));
-        config.transport_config(transport);
-        endpoint.set_default_client_config(config);
-    }
-    Ok(endpoint)
+fn server_config(secret: &Secret, initial: &InitialKey) -> Result<ServerConfig, SetupError> {
+    let identity = TlsIdentity::new(secret, AgentRole::Listener)?;
+    let crypto = QuicServerConfig::try_from(identity.server_config()?)?;
+    let mut config = ServerConfig::with_crypto(Arc::new(Keyed::new(crypto, initial.clone())));
+    config.transport_config(Arc::new(transport())).migration(false).max_incoming(4);
+    Ok(config)
+}
+
+fn client_config(secret: &Secret, initial: &InitialKey) -> Result<ClientConfig, SetupError> {
+    let identity = TlsIdentity::new(secret, AgentRole::Connector)?;
+    let crypto = QuicClientConfig::try_from(identity.client_config()?)?;
+    let mut config = ClientConfig::new(Arc::new(Keyed::new(crypto, initial.clone())));
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
 }
 
 fn transport() -> TransportConfig {
@@ -122,8 +133,7 @@ fn transport() -> TransportConfig {
     transport
         .initial_mtu(MTU)
         .min_mtu(MTU)
-        .mtu_discovery_config(None)
-        .enable_segmentation_offload(false)
+        .mtu_discovery_config(Some(mtu_discovery()))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
@@ -135,6 +145,12 @@ fn transport() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
         .datagram_receive_buffer_size(None);
     transport
+}
+
+fn mtu_discovery() -> MtuDiscoveryConfig {
+    let mut config = MtuDiscoveryConfig::default();
+    config.upper_bound(MAX_MTU);
+    config
 }
 
 #[cfg(test)]

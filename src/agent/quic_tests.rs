@@ -1,12 +1,19 @@
-//! Two sides in one process: ICE agents over loopback, candidates exchanged by the test, QUIC over the path that the test selects.
+//! Two sides in one process: ICE engines over loopback, candidates exchanged by the test, QUIC over the path that they select.
 
 use super::*;
 use crate::agent::candidate::CandidatePath;
-use crate::agent::ice::{self, IceAgent, IceAgentConfig, IceEvent, RelayCredentials};
+use crate::agent::datagram_queue::DatagramQueue;
+use crate::agent::engine::{
+    Engine, EngineCommand, EngineConfig, EngineEvent, IceImplementation, RelayCredentials,
+};
 use crate::agent::keys::SECRET_LEN;
+use crate::agent::path::PathPolicy;
+use crate::agent::webrtc_engine;
+use crate::ice::IceCredentials;
+use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use turn::auth::AuthHandler;
 use turn::relay::relay_static::RelayAddressGeneratorStatic;
 use turn::server::Server;
@@ -28,7 +35,7 @@ async fn turn_server() -> (Server, SocketAddr) {
     let generator = RelayAddressGeneratorStatic {
         relay_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         address: "127.0.0.1".to_owned(),
-        net: ice::system_net(),
+        net: webrtc_engine::system_net(),
     };
     let config = TurnConfig {
         conn_configs: vec![ConnConfig { conn: Arc::new(socket), relay_addr_generator: Box::new(generator) }],
@@ -41,123 +48,138 @@ async fn turn_server() -> (Server, SocketAddr) {
 }
 
 struct QuicSide {
-    tunnel: Arc<Tunnel>,
-    agents: [IceAgent; 2],
-    events: mpsc::Receiver<(CandidatePath, IceEvent)>,
-    _blocked: watch::Sender<Option<bool>>,
+    endpoint: Endpoint,
+    engine: Engine,
+    events: mpsc::Receiver<EngineEvent>,
 }
 
-fn side(role: AgentRole, server: SocketAddr) -> QuicSide {
-    let (tunnel, probes) = Tunnel::new();
-    drop(probes);
-    let (events_tx, events) = mpsc::channel(64);
-    let blocked = watch::Sender::new(Some(false));
-    let agents = CandidatePath::ALL.map(|path| {
-        let relay = RelayCredentials { username: "user".into(), password: "password".into() };
-        let config = IceAgentConfig {
-            path,
-            role,
-            ufrag: format!("{role:?}"),
-            pwd: "p".repeat(32),
-            server,
-            relay: Some(relay).filter(|_| path == CandidatePath::Relay),
-            udp_blocked: blocked.subscribe(),
-        };
-        IceAgent::start(config, Arc::clone(&tunnel), events_tx.clone())
-    });
-    QuicSide { tunnel, agents, events, _blocked: blocked }
+fn side(
+    role: AgentRole,
+    implementation: IceImplementation,
+    policy: PathPolicy,
+    server: SocketAddr,
+) -> QuicSide {
+    let (tunnel, messages) = Tunnel::new(Some(server));
+    let endpoint = endpoint(Arc::clone(&tunnel)).unwrap();
+    let (engine, events) = Engine::start(EngineConfig { implementation, policy, server }, tunnel, messages);
+    let relay = RelayCredentials { username: "user".into(), password: "password".into() };
+    engine.send(EngineCommand::Relay(Some(relay)));
+    engine.send(EngineCommand::Begin(role, credentials(role)));
+    QuicSide { endpoint, engine, events }
 }
 
-/// Forwards the candidates of one side to the other until both of its agents have selected a pair.
-async fn exchange_candidates(from: &mut mpsc::Receiver<(CandidatePath, IceEvent)>, to: &[IceAgent; 2]) {
-    let mut selected = 0;
-    while selected < 2 {
+fn credentials(role: AgentRole) -> IceCredentials {
+    IceCredentials::new(&format!("{role:?}"), &"p".repeat(32)).unwrap()
+}
+
+/// Forwards the candidates of one side to the other, and returns the first path.
+async fn exchange_candidates(from: &mut mpsc::Receiver<EngineEvent>, to: &Engine) -> CandidatePath {
+    loop {
         match from.recv().await.unwrap() {
-            (path, IceEvent::Candidate(text)) => to[path as usize].add_candidate(text).await,
-            (_, IceEvent::Selected(_)) => selected += 1,
-            (_, IceEvent::Gathered) => {}
-            (path, IceEvent::Failed) => panic!("{path:?} failed"),
+            EngineEvent::Candidate(text) => to.send(EngineCommand::Candidate(text)),
+            EngineEvent::Selected(active) => return active.path,
+            EngineEvent::Failed => panic!("the engine failed"),
+            _ => {}
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_survives_the_change_from_the_relay_to_the_direct_path() {
+async fn transfer(implementations: [IceImplementation; 2], policy: PathPolicy, expected: CandidatePath) {
     let (turn, address) = turn_server().await;
-    let (mut a, mut b) = (side(AgentRole::Connector, address), side(AgentRole::Listener, address));
-    for agent in &a.agents {
-        agent.start_checks("Listener".into(), "p".repeat(32)).await;
-    }
-    for agent in &b.agents {
-        agent.start_checks("Connector".into(), "p".repeat(32)).await;
-    }
+    let (mut a, mut b) = (
+        side(AgentRole::Connector, implementations[0], policy, address),
+        side(AgentRole::Listener, implementations[1], policy, address),
+    );
+    a.engine.send(EngineCommand::Start(credentials(AgentRole::Listener)));
+    b.engine.send(EngineCommand::Start(credentials(AgentRole::Connector)));
     let both = async {
         tokio::join!(
-            exchange_candidates(&mut a.events, &b.agents),
-            exchange_candidates(&mut b.events, &a.agents)
+            exchange_candidates(&mut a.events, &b.engine),
+            exchange_candidates(&mut b.events, &a.engine)
         )
     };
-    tokio::time::timeout(Duration::from_secs(20), both).await.expect("both paths work");
+    let paths = tokio::time::timeout(Duration::from_secs(20), both).await.expect("a path works");
+    if policy != PathPolicy::All {
+        assert_eq!(paths, (expected, expected), "{implementations:?}");
+    }
 
     let secret = Secret([3; SECRET_LEN]);
-    a.tunnel.set_active(Some(CandidatePath::Relay));
-    b.tunnel.set_active(Some(CandidatePath::Relay));
+    let (key_a, key_b) = (initial(3), initial(3));
     let (client, server) = tokio::join!(
-        handshake(Arc::clone(&a.tunnel), &secret, initial(3), AgentRole::Connector),
-        handshake(Arc::clone(&b.tunnel), &secret, initial(3), AgentRole::Listener)
+        handshake(a.endpoint.clone(), &secret, &key_a, AgentRole::Connector),
+        handshake(b.endpoint.clone(), &secret, &key_b, AgentRole::Listener)
     );
     let (client, server) = (client.unwrap(), server.unwrap());
-
     let sent: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[1] ^ n.to_le_bytes()[0]).collect();
     let sending = async {
         let mut stream = client.connection.open_uni().await.unwrap();
-        for (n, chunk) in sent.chunks(sent.len() / 4).enumerate() {
-            stream.write_all(chunk).await.unwrap();
-            let path = if n % 2 == 0 { CandidatePath::Direct } else { CandidatePath::Relay };
-            a.tunnel.set_active(Some(path));
-        }
+        stream.write_all(&sent).await.unwrap();
         stream.finish().unwrap();
         stream.stopped().await.unwrap();
     };
     let receiving = async {
         let mut stream = server.connection.accept_uni().await.unwrap();
-        let mut received = Vec::new();
-        while let Some(chunk) = stream.read_chunk(65_536, true).await.unwrap() {
-            received.extend_from_slice(&chunk.bytes);
-            if received.len() > 1_000_000 {
-                b.tunnel.set_active(Some(CandidatePath::Direct));
-            }
-        }
-        received
+        stream.read_to_end(sent.len()).await.unwrap()
     };
     let moved = async { tokio::join!(sending, receiving).1 };
     let received = tokio::time::timeout(Duration::from_secs(30), moved).await.expect("everything moves");
     assert!(received == sent);
-
-    for agent in a.agents.into_iter().chain(b.agents) {
-        agent.close().await;
-    }
+    a.engine.close().await;
+    b.engine.close().await;
     turn.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_engines_connect_to_each_other_and_to_themselves() {
+    use IceImplementation::{Ginnel, WebRtc};
+    for implementations in [[Ginnel, Ginnel], [Ginnel, WebRtc], [WebRtc, Ginnel], [WebRtc, WebRtc]] {
+        transfer(implementations, PathPolicy::DirectOnly, CandidatePath::Direct).await;
+        transfer(implementations, PathPolicy::All, CandidatePath::Direct).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_flows_through_a_relay_of_the_crate_turn() {
+    use IceImplementation::{Ginnel, WebRtc};
+    for implementations in [[Ginnel, Ginnel], [WebRtc, WebRtc]] {
+        transfer(implementations, PathPolicy::RelayOnly, CandidatePath::Relay).await;
+    }
 }
 
 fn initial(secret: u8) -> InitialKey {
     InitialKey::without_call(&Secret([secret; SECRET_LEN]))
 }
 
-/// A tunnel with an active path, without a network.
-fn tunnel() -> Arc<Tunnel> {
-    let (tunnel, _) = Tunnel::new();
-    tunnel.set_active(Some(CandidatePath::Direct));
-    tunnel
+/// A tunnel whose datagrams the test forwards.
+struct TestTunnel {
+    tunnel: Arc<Tunnel>,
+    queue: Arc<DatagramQueue>,
+}
+
+impl TestTunnel {
+    fn new() -> Self {
+        let queue = Arc::new(DatagramQueue::default());
+        Self { tunnel: Tunnel::with_queue(Arc::clone(&queue)), queue }
+    }
+
+    async fn handshake(
+        &self,
+        secret: &Secret,
+        initial: InitialKey,
+        role: AgentRole,
+    ) -> Result<QuicConnection, ConnectError> {
+        handshake(endpoint(Arc::clone(&self.tunnel))?, secret, &initial, role).await
+    }
 }
 
 /// Delivers whatever `from` sends to each of `to` in turn.
-fn wire(from: &Arc<Tunnel>, to: &[&Arc<Tunnel>]) {
-    let (from, to) = (Arc::clone(from), to.iter().map(|to| Arc::clone(to)).collect::<Vec<_>>());
+fn wire(from: &TestTunnel, to: &[&TestTunnel]) {
+    let from = Arc::clone(&from.queue);
+    let to: Vec<_> = to.iter().map(|to| Arc::clone(&to.tunnel)).collect();
     tokio::spawn(async move {
         loop {
-            let datagram = from.next_outgoing(CandidatePath::Direct).await;
-            to.iter().for_each(|to| to.deliver(CandidatePath::Direct, &datagram));
+            let datagram = from.next().await;
+            to.iter().for_each(|to| to.deliver(datagram.clone()));
         }
     });
 }
@@ -172,29 +194,28 @@ fn version_negotiation(initial: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() {
-    let (connector, listener) = (tunnel(), tunnel());
-    let (false_connector, false_listener) = (tunnel(), tunnel());
+    let (connector, listener) = (TestTunnel::new(), TestTunnel::new());
+    let (false_connector, false_listener) = (TestTunnel::new(), TestTunnel::new());
     let secret = |byte| Secret([byte; SECRET_LEN]);
-    for (tunnel, role) in [(&false_connector, AgentRole::Connector), (&false_listener, AgentRole::Listener)] {
-        let tunnel = Arc::clone(tunnel);
-        tokio::spawn(async move { handshake(tunnel, &secret(2), initial(2), role).await.map(drop) });
+    for (side, role) in [(&false_connector, AgentRole::Connector), (&false_listener, AgentRole::Listener)] {
+        let endpoint = endpoint(Arc::clone(&side.tunnel)).unwrap();
+        tokio::spawn(async move { handshake(endpoint, &secret(2), &initial(2), role).await.map(drop) });
     }
     // The other endpoint sends the listener's first packet and answers the connector's.
-    let first = false_connector.next_outgoing(CandidatePath::Direct).await;
-    listener.deliver(CandidatePath::Direct, &first);
+    listener.tunnel.deliver(false_connector.queue.next().await);
     wire(&false_connector, &[&listener]);
     wire(&false_listener, &[&connector]);
     wire(&listener, &[&connector]);
     let begin = async {
-        let first = connector.next_outgoing(CandidatePath::Direct).await;
-        connector.deliver(CandidatePath::Direct, &version_negotiation(&first));
-        false_listener.deliver(CandidatePath::Direct, &first);
+        let first = connector.queue.next().await;
+        connector.tunnel.deliver(Bytes::from(version_negotiation(&first)));
+        false_listener.tunnel.deliver(first);
         wire(&connector, &[&false_listener, &listener]);
     };
     let secret = secret(1);
     let (client, server, ()) = tokio::join!(
-        handshake(Arc::clone(&connector), &secret, initial(1), AgentRole::Connector),
-        handshake(Arc::clone(&listener), &secret, initial(1), AgentRole::Listener),
+        connector.handshake(&secret, initial(1), AgentRole::Connector),
+        listener.handshake(&secret, initial(1), AgentRole::Listener),
         begin
     );
     assert!(client.is_ok(), "{:?}", client.err());
@@ -204,16 +225,16 @@ async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() 
 /// The keys of two calls by one ticket differ, though the certificates are the same.
 #[tokio::test]
 async fn packets_of_one_call_start_no_handshake_in_another() {
-    let (connector, listener, other) = (tunnel(), tunnel(), tunnel());
+    let (connector, listener, other) = (TestTunnel::new(), TestTunnel::new(), TestTunnel::new());
     wire(&connector, &[&other, &listener]);
     wire(&listener, &[&connector]);
     wire(&other, &[&connector]);
     let secret = Secret([1; SECRET_LEN]);
-    let in_vain = handshake(other, &secret, initial(7), AgentRole::Listener);
+    let in_vain = other.handshake(&secret, initial(7), AgentRole::Listener);
     let work = async {
         tokio::join!(
-            handshake(connector, &secret, initial(1), AgentRole::Connector),
-            handshake(listener, &secret, initial(1), AgentRole::Listener)
+            connector.handshake(&secret, initial(1), AgentRole::Connector),
+            listener.handshake(&secret, initial(1), AgentRole::Listener)
         )
     };
     tokio::select! {

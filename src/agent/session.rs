@@ -3,11 +3,12 @@
 //! Both roles use the same state machine. The connector starts with [`Session::dial`], the listener with the connector's offer
 //! ([`Session::handle_offer`]). Candidates are trickled (RFC 8838, S0-A18), and the checks start as soon as both sides' ICE credentials are known.
 
-use super::candidate::{self, CandidatePath, CandidateType, RemoteCandidate};
+use super::candidate::{self, CandidatePath};
 use super::error::PathAttempts;
 use super::keys::AgentRole;
 use super::path::PathPolicy;
 use super::relay_reason::{self, Observations, RelayReason};
+use crate::ice::{Candidate, CandidateKind};
 use crate::signaling::wire::{IceDescription, NatType};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -16,6 +17,10 @@ use std::time::{Duration, Instant};
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// Time limit of the search for a path.
 pub(super) const PATH_TIMEOUT: Duration = Duration::from_secs(15);
+/// ICE options that a description can have.
+const TRICKLE: &str = "trickle";
+/// The sender uses no relay.
+const DIRECT_ONLY: &str = "direct-only";
 /// The reason given to the other side (t = 55) after [`PATH_TIMEOUT`].
 pub(super) const NO_PATH: &str = "no path";
 /// Time until a relay path is explained by what is known of the NATs; the direct checks continue.
@@ -24,7 +29,7 @@ pub(super) const DIRECT_TRIAL_TIME: Duration = Duration::from_secs(3);
 const GATHER_TIME: Duration = Duration::from_millis(10);
 /// Maximum number of candidates in one message.
 const MAX_PER_MESSAGE: usize = 32;
-/// Maximum number of remote candidates that are used, all paths together.
+/// Maximum number of remote candidates that are used.
 pub(super) const MAX_REMOTE: usize = 48;
 /// Maximum number of local candidates that are sent.
 const MAX_LOCAL: usize = 48;
@@ -60,15 +65,17 @@ pub(super) enum SessionOutput {
         /// The local NAT.
         nat: Option<NatType>,
     },
-    /// Start the checks on every path, with the remote ICE credentials.
+    /// Start the checks, with the remote ICE credentials.
     Start {
         /// User name fragment.
         ufrag: String,
         /// Password.
         pwd: String,
     },
-    /// Add this remote candidate to the ICE agent of its path.
-    Candidate(RemoteCandidate),
+    /// Add this remote candidate.
+    Candidate(String),
+    /// The other side has no more candidates.
+    EndOfCandidates,
     /// The path in use or the reason for it has changed.
     Path(CandidatePath, Option<RelayReason>),
     /// The session has failed.
@@ -115,19 +122,18 @@ pub(super) struct Session {
     unsent: Vec<String>,
     flush_at: Option<Instant>,
     sent: usize,
-    /// Paths whose ICE agent is still gathering.
-    gathering: Vec<CandidatePath>,
+    /// The ICE engine has no more candidates.
+    is_gathered: bool,
     end_of_candidates_sent: bool,
     nat_sent: bool,
     observed: Observations,
     remote_count: usize,
     remote_relay: bool,
-    /// The other side has sent at least one candidate for the relay path.
-    remote_relay_path: bool,
+    /// The other side uses no relay.
+    remote_direct_only: bool,
     /// Candidates that arrived before the remote credentials.
-    early: Vec<RemoteCandidate>,
+    early: Vec<String>,
     started: bool,
-    failed_paths: Vec<CandidatePath>,
     path: Option<(CandidatePath, Option<RelayReason>)>,
     outputs: VecDeque<SessionOutput>,
 }
@@ -135,7 +141,6 @@ pub(super) struct Session {
 impl Session {
     /// Returns a new session.
     pub(super) fn new(config: SessionConfig) -> Self {
-        let gathering = CandidatePath::ALL.into_iter().filter(|path| config.policy.allows(*path)).collect();
         let observed = Observations { policy: config.policy, ..Observations::default() };
         Self {
             config,
@@ -147,16 +152,15 @@ impl Session {
             unsent: Vec::new(),
             flush_at: None,
             sent: 0,
-            gathering,
+            is_gathered: false,
             end_of_candidates_sent: false,
             nat_sent: false,
             observed,
             remote_count: 0,
             remote_relay: false,
-            remote_relay_path: false,
+            remote_direct_only: false,
             early: Vec::new(),
             started: false,
-            failed_paths: Vec::new(),
             path: None,
             outputs: VecDeque::new(),
         }
@@ -196,6 +200,7 @@ impl Session {
         self.deadline = Some(now + PATH_TIMEOUT);
         self.direct_trial_end = Some(now + DIRECT_TRIAL_TIME);
         self.search_end = Some(now + PATH_TIMEOUT);
+        self.remote_direct_only = ice.opts.iter().any(|option| option == DIRECT_ONLY);
         self.outputs.push_back(SessionOutput::Start { ufrag, pwd });
         for candidate in std::mem::take(&mut self.early) {
             self.outputs.push_back(SessionOutput::Candidate(candidate));
@@ -207,21 +212,25 @@ impl Session {
     /// Handles trickled candidates of the other side.
     pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<NatType>) {
         self.observed.their_nat = nat.or(self.observed.their_nat);
-        for candidate in cands.iter().filter_map(|text| candidate::parse(text)) {
+        for text in cands {
+            let Ok(candidate) = text.parse::<Candidate>() else { continue };
             if self.remote_count >= MAX_REMOTE {
                 break;
             }
-            self.observed.their_direct |= candidate.path == CandidatePath::Direct;
-            self.remote_relay_path |= candidate.path == CandidatePath::Relay;
-            self.remote_relay |= candidate.kind == CandidateType::Relayed;
+            let is_relayed = candidate.kind == CandidateKind::Relayed;
+            self.observed.their_direct |= !is_relayed;
+            self.remote_relay |= is_relayed;
             if self.is_useful(&candidate) {
                 self.remote_count += 1;
                 if self.started {
-                    self.outputs.push_back(SessionOutput::Candidate(candidate));
+                    self.outputs.push_back(SessionOutput::Candidate(text.clone()));
                 } else {
-                    self.early.push(candidate);
+                    self.early.push(text.clone());
                 }
             }
+        }
+        if done && !self.observed.their_done {
+            self.outputs.push_back(SessionOutput::EndOfCandidates);
         }
         self.observed.their_done |= done;
         self.fail_if_hopeless();
@@ -239,30 +248,30 @@ impl Session {
         }
     }
 
-    /// Returns whether a remote candidate is worth checking. A relay refuses to send to private addresses. Without a relay of its own this side
-    /// uses the relay path only towards the other side's relay; otherwise it would be a second direct path.
-    fn is_useful(&self, candidate: &RemoteCandidate) -> bool {
-        let is_checkable = match (candidate.path, self.config.own_relay) {
-            (CandidatePath::Direct, _) => candidate.kind != CandidateType::Relayed,
-            (CandidatePath::Relay, true) => {
-                candidate.kind == CandidateType::Relayed || candidate::is_global(candidate.address.ip())
+    /// Returns whether a remote candidate is worth checking. A relay refuses to send to private addresses. Without a relay of its own, a side
+    /// that may use only relays reaches the one of the other side.
+    fn is_useful(&self, candidate: &Candidate) -> bool {
+        let is_relayed = candidate.kind == CandidateKind::Relayed;
+        match self.config.policy {
+            PathPolicy::All => true,
+            PathPolicy::DirectOnly => !is_relayed,
+            PathPolicy::RelayOnly => {
+                is_relayed || (self.config.own_relay && candidate::is_global(candidate.address.ip()))
             }
-            (CandidatePath::Relay, false) => candidate.kind == CandidateType::Relayed,
-        };
-        self.config.policy.allows(candidate.path) && is_checkable
+        }
     }
 
-    /// Handles a local candidate, as the ICE agent of `path` formats it.
-    pub(super) fn handle_local(&mut self, now: Instant, path: CandidatePath, text: &str) {
+    /// Handles a local candidate, as RFC 8839 formats it.
+    pub(super) fn handle_local(&mut self, now: Instant, text: &str) {
         if self.sent + self.unsent.len() < MAX_LOCAL {
-            self.unsent.push(candidate::format(path, text));
+            self.unsent.push(text.to_owned());
             self.schedule_flush(now);
         }
     }
 
-    /// Handles the end of gathering on a path.
-    pub(super) fn handle_gathered(&mut self, now: Instant, path: CandidatePath) {
-        self.gathering.retain(|other| *other != path);
+    /// Handles the end of gathering.
+    pub(super) fn handle_gathered(&mut self, now: Instant) {
+        self.is_gathered = true;
         self.schedule_flush(now);
     }
 
@@ -286,15 +295,10 @@ impl Session {
         self.update_path();
     }
 
-    /// Handles the failure of a path's ICE agent.
-    pub(super) fn handle_failed(&mut self, path: CandidatePath) {
-        self.failed_paths.push(path);
-        self.observed.direct_trial_over |= path == CandidatePath::Direct;
-        let hopeless = CandidatePath::ALL
-            .into_iter()
-            .filter(|path| self.config.policy.allows(*path))
-            .all(|path| self.failed_paths.contains(&path));
-        if hopeless && self.state == SessionState::Checking {
+    /// Handles the failure of the ICE engine.
+    pub(super) fn handle_failed(&mut self) {
+        self.observed.direct_trial_over = true;
+        if matches!(self.state, SessionState::Checking | SessionState::Calling) {
             self.fail(SessionFailure::NoPath(self.attempts()));
         }
         self.update_path();
@@ -361,8 +365,15 @@ impl Session {
             pwd: Some(self.config.pwd.clone()),
             cands,
             nat: self.observed.own_nat,
+            opts: self.options(),
             ..IceDescription::default()
         }
+    }
+
+    /// ICE options ([RFC 8839 section 5.6](https://www.rfc-editor.org/rfc/rfc8839#section-5.6)) and what the other side must know besides.
+    fn options(&self) -> Vec<String> {
+        let direct_only = (self.config.policy == PathPolicy::DirectOnly).then_some(DIRECT_ONLY);
+        [TRICKLE].into_iter().chain(direct_only).map(str::to_owned).collect()
     }
 
     fn take_unsent(&mut self) -> Vec<String> {
@@ -380,7 +391,7 @@ impl Session {
     fn flush(&mut self) {
         loop {
             let cands = self.take_unsent();
-            let done = self.gathering.is_empty() && self.unsent.is_empty() && !self.end_of_candidates_sent;
+            let done = self.is_gathered && self.unsent.is_empty() && !self.end_of_candidates_sent;
             let nat = self.observed.own_nat.filter(|_| !self.nat_sent);
             if cands.is_empty() && !done && nat.is_none() {
                 return;
@@ -409,7 +420,7 @@ impl Session {
             remote: self.remote_count,
             policy: self.config.policy,
             direct: self.config.policy.allows(CandidatePath::Direct) && self.observed.their_direct,
-            own_relay: self.config.own_relay && allows_relay && self.remote_relay_path,
+            own_relay: self.config.own_relay && allows_relay && !self.remote_direct_only,
             their_relay: self.remote_relay && allows_relay,
             gateway: false,
             own_nat: self.observed.own_nat,

@@ -29,14 +29,14 @@ fn run(session: &mut Session, end: Instant) -> Vec<SessionOutput> {
     outputs
 }
 
-const HOST: &str = "1 1 udp 2130706431 192.0.2.1 4000 typ host";
-const RELAY: &str = "2 1 udp 16777215 203.0.113.10 50000 typ relay raddr 0.0.0.0 rport 0";
+const HOST: &str = "candidate:1 1 udp 2130706431 192.0.2.1 4000 typ host";
+const RELAY: &str = "candidate:2 1 udp 16777215 203.0.113.10 50000 typ relay raddr 0.0.0.0 rport 0";
 
 fn offer(cands: &[&str]) -> IceDescription {
     IceDescription {
         ufrag: Some("them".into()),
         pwd: Some("secret".into()),
-        cands: cands.iter().map(|text| format!("candidate:{text}")).collect(),
+        cands: cands.iter().map(|text| (*text).to_owned()).collect(),
         ..IceDescription::default()
     }
 }
@@ -54,22 +54,21 @@ fn checking(config: SessionConfig, now: Instant) -> Session {
 fn a_call_has_the_candidates_so_far_and_trickles_the_rest() {
     let now = start();
     let mut session = Session::new(config(AgentRole::Connector));
-    session.handle_local(now, CandidatePath::Direct, HOST);
+    session.handle_local(now, HOST);
     session.dial(now);
     let Some(SessionOutput::Call(ice)) = drain(&mut session).pop() else { panic!("no call") };
-    assert_eq!(ice.cands, [format!("candidate:{HOST} lane direct")]);
+    assert_eq!(ice.cands, [HOST.to_owned()]);
     assert_eq!((ice.ufrag.as_deref(), ice.nat), (Some("Connector"), None));
 
-    session.handle_local(now, CandidatePath::Relay, RELAY);
+    session.handle_local(now, RELAY);
     session.handle_nat(now, NatType::Easy);
     assert_eq!(run(&mut session, now + GATHER_TIME), [], "nothing can be outputs before there is a token");
     session.handle_token(now);
-    let cands = vec![format!("candidate:{RELAY} lane relay")];
+    let cands = vec![RELAY.to_owned()];
     let trickle = SessionOutput::Trickle { cands, done: false, nat: Some(NatType::Easy) };
     assert_eq!(run(&mut session, now + GATHER_TIME), [trickle]);
 
-    session.handle_gathered(now, CandidatePath::Direct);
-    session.handle_gathered(now, CandidatePath::Relay);
+    session.handle_gathered(now);
     let done = SessionOutput::Trickle { cands: vec![], done: true, nat: None };
     assert_eq!(run(&mut session, now + 2 * GATHER_TIME), [done], "outputs once");
 }
@@ -86,12 +85,9 @@ fn a_listener_accepts_starts_and_trickles() {
         "{outputs:?}"
     );
     assert_eq!(outputs[1], SessionOutput::Start { ufrag: "them".into(), pwd: "secret".into() });
-    assert!(
-        matches!(&outputs[2], SessionOutput::Candidate(c) if c.path == CandidatePath::Direct),
-        "{outputs:?}"
-    );
-    session.handle_local(now, CandidatePath::Direct, HOST);
-    session.handle_local(now, CandidatePath::Relay, RELAY);
+    assert!(matches!(&outputs[2], SessionOutput::Candidate(text) if text == HOST), "{outputs:?}");
+    session.handle_local(now, HOST);
+    session.handle_local(now, RELAY);
     let outputs = run(&mut session, now + GATHER_TIME);
     assert!(
         matches!(&outputs[..], [SessionOutput::Trickle { cands, .. }] if cands.len() == 2),
@@ -104,7 +100,7 @@ fn candidates_before_the_answer_are_kept() {
     let now = start();
     let mut session = Session::new(config(AgentRole::Connector));
     session.dial(now);
-    session.handle_trickle(&[format!("candidate:{HOST}")], false, None);
+    session.handle_trickle(&[HOST.to_owned()], false, None);
     drain(&mut session);
     session.handle_offer(now, offer(&[]));
     let outputs = drain(&mut session);
@@ -112,26 +108,26 @@ fn candidates_before_the_answer_are_kept() {
 }
 
 #[test]
-fn the_relay_path_is_paired_only_if_a_relay_takes_part() {
+fn candidates_that_the_policy_excludes_are_not_checked() {
     let now = start();
-    let host_in_relay_path = format!("{HOST} lane relay").replace("192.0.2.1", "203.0.113.5");
-    let inner_in_relay_path = format!("{HOST} lane relay").replace("192.0.2.1", "10.0.0.1");
-    let relay_in_direct_path = format!("{RELAY} lane direct");
-    let all = [HOST, RELAY, &host_in_relay_path, &inner_in_relay_path, &relay_in_direct_path];
+    let global = HOST.replace("192.0.2.1", "203.0.113.5");
+    let inner = HOST.replace("192.0.2.1", "10.0.0.1");
+    let all = [&global, &inner, RELAY];
     let admitted = |own_relay, policy| {
         let mut session = Session::new(SessionConfig { own_relay, policy, ..config(AgentRole::Listener) });
         session.handle_offer(now, offer(&all));
         let outputs = drain(&mut session).into_iter();
         let texts = outputs.filter_map(|output| match output {
-            SessionOutput::Candidate(candidate) => Some(candidate.text),
+            SessionOutput::Candidate(text) => Some(text),
             _ => None,
         });
         texts.collect::<Vec<_>>()
     };
-    assert_eq!(admitted(true, PathPolicy::All), [HOST, RELAY, &host_in_relay_path]);
-    assert_eq!(admitted(false, PathPolicy::All), [HOST, RELAY]);
-    assert_eq!(admitted(true, PathPolicy::RelayOnly), [RELAY, &host_in_relay_path]);
-    assert_eq!(admitted(true, PathPolicy::DirectOnly), [HOST]);
+    assert_eq!(admitted(true, PathPolicy::All), all);
+    assert_eq!(admitted(false, PathPolicy::All), all);
+    assert_eq!(admitted(true, PathPolicy::RelayOnly), [&global, RELAY], "a relay refuses private addresses");
+    assert_eq!(admitted(false, PathPolicy::RelayOnly), [RELAY]);
+    assert_eq!(admitted(true, PathPolicy::DirectOnly), [&global[..], &inner[..]]);
 }
 
 #[test]
@@ -139,7 +135,7 @@ fn the_path_is_reported_with_its_reason_and_again_when_either_changes() {
     let now = start();
     let mut session = checking(config(AgentRole::Connector), now);
     session.handle_nat(now, NatType::Hard);
-    session.handle_trickle(&[format!("candidate:{HOST}")], false, Some(NatType::Easy));
+    session.handle_trickle(&[HOST.to_owned()], false, Some(NatType::Easy));
     drain(&mut session);
     session.handle_active(Some(CandidatePath::Relay));
     assert_eq!(drain(&mut session), [SessionOutput::Path(CandidatePath::Relay, Some(RelayReason::Checking))]);
@@ -185,8 +181,8 @@ fn a_call_without_answer_fails_in_time() {
 fn a_search_without_path_fails_in_time_with_its_attempts() {
     let now = start();
     let mut session = checking(config(AgentRole::Connector), now);
-    session.handle_local(now, CandidatePath::Direct, HOST);
-    session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(NatType::Blocked));
+    session.handle_local(now, HOST);
+    session.handle_trickle(&[RELAY.to_owned()], false, Some(NatType::Blocked));
     let outputs = run(&mut session, now + PATH_TIMEOUT);
     let attempts = PathAttempts {
         local: 1,
@@ -210,17 +206,15 @@ fn a_path_stops_the_deadline_and_a_later_end_is_no_failure() {
 }
 
 #[test]
-fn the_failure_of_all_paths_ends_the_search_at_once() {
+fn the_failure_of_the_engine_ends_the_search_at_once() {
     let now = start();
     let mut session = checking(config(AgentRole::Connector), now);
-    session.handle_failed(CandidatePath::Direct);
-    assert_eq!(drain(&mut session), []);
-    session.handle_failed(CandidatePath::Relay);
+    session.handle_failed();
     assert!(matches!(drain(&mut session)[..], [SessionOutput::Failed(SessionFailure::NoPath(_))]));
-    let mut session =
-        checking(SessionConfig { policy: PathPolicy::RelayOnly, ..config(AgentRole::Connector) }, now);
-    session.handle_failed(CandidatePath::Relay);
-    assert!(matches!(drain(&mut session)[..], [SessionOutput::Failed(SessionFailure::NoPath(_))]));
+    let mut session = checking(config(AgentRole::Connector), now);
+    session.handle_active(Some(CandidatePath::Direct));
+    session.handle_failed();
+    assert!(!drain(&mut session).iter().any(|output| matches!(output, SessionOutput::Failed(_))));
 }
 
 #[test]
@@ -242,15 +236,11 @@ fn the_number_of_candidates_is_bounded() {
     let now = start();
     let mut session = checking(config(AgentRole::Connector), now);
     for port in 1..10_000 {
-        session.handle_trickle(
-            &[format!("candidate:{HOST}").replace("4000", &port.to_string())],
-            false,
-            None,
-        );
+        session.handle_trickle(&[HOST.replace("4000", &port.to_string())], false, None);
     }
     assert_eq!(drain(&mut session).len(), MAX_REMOTE);
     for port in 1..10_000 {
-        session.handle_local(now, CandidatePath::Direct, &HOST.replace("4000", &port.to_string()));
+        session.handle_local(now, &HOST.replace("4000", &port.to_string()));
     }
     let outputs = run(&mut session, now + GATHER_TIME);
     let sent = outputs.iter().map(|output| match output {
@@ -263,27 +253,26 @@ fn the_number_of_candidates_is_bounded() {
 
 #[test]
 fn a_hopeless_search_ends_with_the_last_candidate() {
-    let direct = format!("candidate:{HOST} lane direct");
-    let relay_path = format!("candidate:{HOST} lane relay");
-    let relayed = format!("candidate:{RELAY}");
     let only = |policy, own_relay| SessionConfig { policy, own_relay, ..config(AgentRole::Connector) };
-    // Configuration of this side, candidates of the other one, and whether a path is possible.
+    let options = |direct_only: bool| if direct_only { vec![DIRECT_ONLY.to_owned()] } else { vec![] };
+    // Configuration of this side, whether the other side uses no relay, its candidates, and whether a path is possible.
     let table = [
-        (only(PathPolicy::RelayOnly, false), vec![&direct, &relay_path], false),
-        (only(PathPolicy::RelayOnly, false), vec![&direct, &relay_path, &relayed], true),
-        (only(PathPolicy::RelayOnly, true), vec![&direct, &relay_path], true),
-        (only(PathPolicy::RelayOnly, true), vec![&direct], false),
-        (only(PathPolicy::DirectOnly, true), vec![&relay_path, &relayed], false),
-        (only(PathPolicy::DirectOnly, true), vec![&direct], true),
-        (only(PathPolicy::All, false), vec![&relay_path], false),
-        (only(PathPolicy::All, false), vec![&direct], true),
-        (only(PathPolicy::All, true), vec![], false),
+        (only(PathPolicy::RelayOnly, false), false, vec![HOST], false),
+        (only(PathPolicy::RelayOnly, false), false, vec![HOST, RELAY], true),
+        (only(PathPolicy::RelayOnly, true), false, vec![HOST], true),
+        (only(PathPolicy::RelayOnly, true), true, vec![HOST], false),
+        (only(PathPolicy::DirectOnly, true), false, vec![RELAY], false),
+        (only(PathPolicy::DirectOnly, true), true, vec![HOST], true),
+        (only(PathPolicy::All, false), false, vec![], false),
+        (only(PathPolicy::All, false), true, vec![HOST], true),
+        (only(PathPolicy::All, true), true, vec![], false),
     ];
-    for (config, candidates, is_possible) in table {
+    for (config, direct_only, candidates, is_possible) in table {
         let now = start();
-        let mut session = checking(config.clone(), now);
-        let candidates: Vec<String> = candidates.into_iter().cloned().collect();
-        session.handle_trickle(&candidates, false, None);
+        let mut session = Session::new(config.clone());
+        session.dial(now);
+        session.handle_token(now);
+        session.handle_offer(now, IceDescription { opts: options(direct_only), ..offer(&candidates) });
         assert!(
             !drain(&mut session).iter().any(|outputs| matches!(outputs, SessionOutput::Failed(_))),
             "more may come"

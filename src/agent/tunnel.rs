@@ -1,12 +1,18 @@
 //! The socket of QUIC: one virtual peer address for all paths.
 //!
-//! QUIC does not see a change of the path, so that its migration rules do not apply. It sends to [`PEER`]; the tunnel puts the datagram into the
-//! queue of the active path. Datagrams of every path appear to come from [`PEER`]. A full queue applies back-pressure to QUIC instead of
-//! dropping datagrams. Probes share the paths; their first byte differs from that of QUIC packets, whose fixed bit is always set
-//! because greasing is disabled ([RFC 9000 section 17](https://www.rfc-editor.org/rfc/rfc9000#section-17)).
+//! QUIC does not see a change of the path, so that its migration rules do not apply. It sends to [`PEER`], and the [`Outlet`] of the active path
+//! takes the datagrams. It reads the agent's UDP sockets itself; datagrams of every path appear to come from [`PEER`]. The first byte of a
+//! datagram tells QUIC from STUN and ChannelData ([RFC 9443](https://www.rfc-editor.org/rfc/rfc9443)): greasing of QUIC's fixed bit is disabled,
+//! and ChannelData comes only from the TURN server. What is not QUIC's goes to the ICE engine.
+//!
+//! After a change of the path the last datagram is sent again: QUIC's probe timer may have backed off while the old path was silent, and the
+//! acknowledgement makes it go on at once.
 
-use super::candidate::CandidatePath;
+use super::datagram_queue::DatagramQueue;
+use super::outlet::{Outlet, QueueFraming};
+use super::udp_port::UdpPort;
 use crate::net::time;
+use crate::turn_wire::parse_channel_data;
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
@@ -16,7 +22,7 @@ use std::future::Future;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -27,46 +33,84 @@ pub(super) const PEER: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x1
 /// The local address as QUIC sees it.
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 2)), 1);
 
-/// Capacity of each path's send queue in datagrams.
-const SEND_QUEUE: usize = 64;
-/// Capacity of QUIC's receive queue in datagrams; more are dropped, as in a socket buffer.
+/// Capacity of the queue of datagrams that did not come from a UDP socket; more are dropped, as in a socket buffer.
 const RECEIVE_QUEUE: usize = 4096;
-/// Capacity of the queue of received probes.
-const PROBE_QUEUE: usize = 32;
+/// Capacity of the queue of messages for the ICE engine; more are dropped.
+const MESSAGE_QUEUE: usize = 256;
+/// Most datagrams of a GRO batch; the buffers of the endpoint are made for it.
+const MAX_RECEIVE_SEGMENTS: usize = 64;
+/// Most receives without a datagram of QUIC's before other tasks may run.
+const MAX_RECEIVES: usize = 16;
 
-const PING: u8 = 0x20;
-const PONG: u8 = 0x21;
-const PROBE_LEN: usize = 9;
-
-/// A datagram that measures a path, beside those of QUIC.
+/// Where a message comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Probe {
-    /// A request, with its number.
-    Ping(u64),
-    /// The response, with the number of the request.
-    Pong(u64),
+pub(super) enum MessageSource {
+    /// A UDP socket.
+    Port {
+        /// Its address.
+        local: SocketAddr,
+        /// The source.
+        remote: SocketAddr,
+    },
+    /// The TCP connection to the TURN server is open.
+    StreamOpened,
+    /// The TCP connection to the TURN server.
+    Stream,
 }
 
-impl Probe {
-    fn encode(self) -> [u8; PROBE_LEN] {
-        let (kind, number) = match self {
-            Self::Ping(number) => (PING, number),
-            Self::Pong(number) => (PONG, number),
-        };
-        let mut bytes = [kind; PROBE_LEN];
-        bytes[1..].copy_from_slice(&number.to_be_bytes());
-        bytes
-    }
+/// A message for the ICE engine: of STUN, or from the TURN server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EngineMessage {
+    /// Where it comes from.
+    pub(super) source: MessageSource,
+    /// The datagram or frame.
+    pub(super) bytes: Bytes,
+}
 
-    fn parse(datagram: &[u8]) -> Option<Self> {
-        let (&kind, number) = datagram.split_first()?;
-        let number = u64::from_be_bytes(number.try_into().ok()?);
-        match kind {
-            PING => Some(Self::Ping(number)),
-            PONG => Some(Self::Pong(number)),
-            _ => None,
-        }
-    }
+/// What happened on the active path since the last call of [`Tunnel::take_activity`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Activity {
+    /// A datagram arrived.
+    pub(super) received: bool,
+    /// Since when datagrams were sent and none has arrived.
+    pub(super) unanswered_since: Option<Instant>,
+}
+
+/// What QUIC, the ICE engine and the call share.
+pub(super) struct Tunnel {
+    started: Instant,
+    outlet: Mutex<Option<Arc<Outlet>>>,
+    outlet_changed: Notify,
+    ports: Mutex<Arc<[Arc<UdpPort>]>>,
+    /// ChannelData comes only from here.
+    turn_server: Option<SocketAddr>,
+    incoming: Mutex<VecDeque<Bytes>>,
+    reader: Mutex<Option<Waker>>,
+    messages: mpsc::Sender<EngineMessage>,
+    /// The last datagram that was sent.
+    last_sent: Mutex<Vec<u8>>,
+    /// See [`Activity`]; milliseconds since `started` plus one, 0 for none.
+    unanswered_since: AtomicU64,
+    received: AtomicBool,
+    /// The engine sleeps until something is sent.
+    is_idle: AtomicBool,
+    sent: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The values are consistent after every statement, so that a panic in another thread does no harm.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a received datagram is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// QUIC's; this many bytes of ChannelData are before it.
+    Quic {
+        header: usize,
+    },
+    Message,
+    Unknown,
 }
 
 /// Returns whether a datagram is a Version Negotiation packet ([RFC 8999 section 6](https://www.rfc-editor.org/rfc/rfc8999#section-6)). Anybody
@@ -75,153 +119,285 @@ fn is_version_negotiation(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0) && datagram.get(1..5) == Some(&[0; 4])
 }
 
-/// The queues between QUIC, the ICE agents and the call.
-pub(super) struct Tunnel {
-    started: Instant,
-    outgoing: Mutex<SendQueues>,
-    /// A path's send queue is not empty.
-    readable: [Notify; 2],
-    /// The send queue of the active path is not full, or the active path has changed.
-    writable: Notify,
-    incoming: Mutex<ReceiveQueue>,
-    probes: mpsc::Sender<(CandidatePath, Probe)>,
-    /// Time of the last datagram of each path, in milliseconds since `started`.
-    received_at: [AtomicU64; 2],
+/// Returns whether a datagram may be QUIC's: its fixed bit is set.
+fn is_quic(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x40 != 0) && !is_version_negotiation(datagram)
 }
 
-#[derive(Default)]
-struct SendQueues {
-    active: Option<CandidatePath>,
-    queues: [VecDeque<Bytes>; 2],
-}
-
-#[derive(Default)]
-struct ReceiveQueue {
-    datagrams: VecDeque<Bytes>,
-    waker: Option<Waker>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The queues are consistent after every statement, so that a panic in another thread does no harm.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn classify(datagram: &[u8], is_turn_server: bool) -> Kind {
+    match datagram.first() {
+        Some(0x00..=0x03) => Kind::Message,
+        Some(_) if is_turn_server => match parse_channel_data(datagram) {
+            Some((_, payload)) if is_quic(payload) => Kind::Quic { header: 4 },
+            Some(_) => Kind::Message,
+            None => Kind::Unknown,
+        },
+        Some(_) if is_quic(datagram) => Kind::Quic { header: 0 },
+        _ => Kind::Unknown,
+    }
 }
 
 impl Tunnel {
-    /// Returns a tunnel and the receiver of incoming probes.
-    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<(CandidatePath, Probe)>) {
-        let (probes, signs_rx) = mpsc::channel(PROBE_QUEUE);
+    /// Returns a tunnel without a path, and the receiver of the messages for the ICE engine.
+    pub(super) fn new(turn_server: Option<SocketAddr>) -> (Arc<Self>, mpsc::Receiver<EngineMessage>) {
+        let (messages, messages_rx) = mpsc::channel(MESSAGE_QUEUE);
         let tunnel = Self {
             started: time::now().mono,
-            outgoing: Mutex::default(),
-            readable: [Notify::new(), Notify::new()],
-            writable: Notify::new(),
+            outlet: Mutex::default(),
+            outlet_changed: Notify::new(),
+            ports: Mutex::new(Arc::from([])),
+            turn_server,
             incoming: Mutex::default(),
-            probes,
-            received_at: [AtomicU64::new(0), AtomicU64::new(0)],
+            reader: Mutex::default(),
+            messages,
+            last_sent: Mutex::default(),
+            unanswered_since: AtomicU64::new(0),
+            received: AtomicBool::new(false),
+            is_idle: AtomicBool::new(true),
+            sent: Notify::new(),
         };
-        (Arc::new(tunnel), signs_rx)
+        (Arc::new(tunnel), messages_rx)
     }
 
-    /// Handles a datagram that arrived over a path.
-    pub(super) fn deliver(&self, path: CandidatePath, datagram: &[u8]) {
-        let since = time::now().mono.saturating_duration_since(self.started).as_millis();
-        self.received_at[path as usize].store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
-        if is_version_negotiation(datagram) {
-            return;
-        }
-        if let Some(probe) = Probe::parse(datagram) {
-            // A flood of probes loses probes, never data.
-            let _ = self.probes.try_send((path, probe));
-            return;
-        }
-        let waker = {
-            let mut incoming = lock(&self.incoming);
-            if incoming.datagrams.len() >= RECEIVE_QUEUE {
-                return;
-            }
-            incoming.datagrams.push_back(Bytes::copy_from_slice(datagram));
-            incoming.waker.take()
-        };
+    /// Returns a tunnel whose only path is a queue of datagrams.
+    pub(super) fn with_queue(queue: Arc<DatagramQueue>) -> Arc<Self> {
+        let (tunnel, _) = Self::new(None);
+        tunnel.set_outlet(Some(Outlet::Queue(queue, QueueFraming::Datagrams)));
+        tunnel
+    }
+
+    /// Sets the sockets that QUIC's endpoint reads.
+    pub(super) fn set_ports(&self, ports: Vec<Arc<UdpPort>>) {
+        *lock(&self.ports) = ports.into();
+        self.wake_reader();
+    }
+
+    fn wake_reader(&self) {
+        let waker = lock(&self.reader).clone();
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// Returns when the last datagram arrived over a path.
-    pub(super) fn last_received(&self, path: CandidatePath) -> Option<Instant> {
-        let millis = self.received_at[path as usize].load(Ordering::Relaxed);
-        (millis > 0).then(|| self.started + Duration::from_millis(millis))
-    }
-
-    /// Waits for the next datagram to send over a path.
-    pub(super) async fn next_outgoing(&self, path: CandidatePath) -> Bytes {
-        loop {
-            let readable = self.readable[path as usize].notified();
-            let next = lock(&self.outgoing).queues[path as usize].pop_front();
-            if let Some(datagram) = next {
-                self.writable.notify_waiters();
-                return datagram;
-            }
-            readable.await;
+    /// Handles a datagram of the peer that did not arrive at a UDP socket.
+    pub(super) fn deliver(&self, datagram: Bytes) {
+        if !is_quic(&datagram) {
+            return;
         }
-    }
-
-    /// Sends a probe over a path, active or not; it is dropped if the path's queue is full.
-    pub(super) fn send_probe(&self, path: CandidatePath, probe: Probe) {
-        self.push(&mut lock(&self.outgoing), path, Bytes::copy_from_slice(&probe.encode()));
-    }
-
-    /// Sets the path that carries data. Datagrams in the queue of another path move to this one.
-    pub(super) fn set_active(&self, active: Option<CandidatePath>) {
         {
-            let mut outgoing = lock(&self.outgoing);
-            outgoing.active = active;
-            for other in CandidatePath::ALL.into_iter().filter(|other| Some(*other) != active) {
-                let waiting = std::mem::take(&mut outgoing.queues[other as usize]);
-                for datagram in waiting {
-                    let to = active.filter(|_| Probe::parse(&datagram).is_none()).unwrap_or(other);
-                    self.push(&mut outgoing, to, datagram);
-                }
+            let mut incoming = lock(&self.incoming);
+            if incoming.len() >= RECEIVE_QUEUE {
+                return;
             }
+            incoming.push_back(datagram);
         }
-        self.writable.notify_waiters();
+        self.mark_received();
+        self.wake_reader();
     }
 
-    /// Returns whether the queue had capacity.
-    fn push(&self, outgoing: &mut SendQueues, path: CandidatePath, datagram: Bytes) -> bool {
-        let queue = &mut outgoing.queues[path as usize];
-        let has_capacity = queue.len() < SEND_QUEUE;
-        if has_capacity {
-            queue.push_back(datagram);
-            self.readable[path as usize].notify_one();
-        }
-        has_capacity
+    /// Passes a message to the ICE engine.
+    pub(super) fn deliver_message(&self, message: EngineMessage) {
+        let _ = self.messages.try_send(message);
     }
 
-    fn try_send(&self, datagram: &[u8]) -> io::Result<()> {
-        let mut outgoing = lock(&self.outgoing);
-        let Some(active) =
-            outgoing.active.filter(|active| outgoing.queues[*active as usize].len() < SEND_QUEUE)
-        else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        self.push(&mut outgoing, active, Bytes::copy_from_slice(datagram));
+    fn mark_received(&self) {
+        self.unanswered_since.store(0, Ordering::Relaxed);
+        self.received.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets the path that carries data.
+    pub(super) fn set_outlet(&self, outlet: Option<Outlet>) {
+        let outlet = outlet.map(Arc::new);
+        lock(&self.outlet).clone_from(&outlet);
+        self.unanswered_since.store(0, Ordering::Relaxed);
+        self.received.store(false, Ordering::Relaxed);
+        if let Some(outlet) = outlet {
+            self.send_last_again(&outlet);
+        }
+        self.outlet_changed.notify_waiters();
+    }
+
+    fn send_last_again(&self, outlet: &Outlet) {
+        let last = lock(&self.last_sent);
+        if !last.is_empty() {
+            let transmit =
+                Transmit { destination: PEER, ecn: None, contents: &last, segment_size: None, src_ip: None };
+            let _ = outlet.send(&transmit);
+        }
+    }
+
+    /// Sends the last datagram again on the active path.
+    pub(super) fn repeat_last(&self) {
+        if let Some(outlet) = self.outlet() {
+            self.send_last_again(&outlet);
+        }
+    }
+
+    fn outlet(&self) -> Option<Arc<Outlet>> {
+        lock(&self.outlet).clone()
+    }
+
+    /// Takes what happened on the active path.
+    pub(super) fn take_activity(&self) -> Activity {
+        let since = self.unanswered_since.load(Ordering::Relaxed);
+        let unanswered_since =
+            since.checked_sub(1).map(|millis| self.started + Duration::from_millis(millis));
+        Activity { received: self.received.swap(false, Ordering::Relaxed), unanswered_since }
+    }
+
+    /// Handles that unanswered datagrams have been taken care of.
+    pub(super) fn reset_unanswered(&self) {
+        self.unanswered_since.store(0, Ordering::Relaxed);
+    }
+
+    /// Waits until a datagram is sent after an answered one.
+    pub(super) async fn activity(&self) {
+        self.is_idle.store(true, Ordering::Release);
+        if self.unanswered_since.load(Ordering::Acquire) == 0 {
+            self.sent.notified().await;
+        }
+        self.is_idle.store(false, Ordering::Relaxed);
+    }
+
+    fn mark_sent(&self) {
+        if self.unanswered_since.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let millis = time::now().mono.saturating_duration_since(self.started).as_millis();
+        self.unanswered_since.store(u64::try_from(millis).unwrap_or(0) + 1, Ordering::Release);
+        if self.is_idle.swap(false, Ordering::AcqRel) {
+            self.sent.notify_one();
+        }
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let outlet = self.outlet().ok_or(io::ErrorKind::WouldBlock)?;
+        outlet.send(transmit)?;
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        if let Some(last) = transmit.contents.chunks(segment).next_back() {
+            let mut kept = lock(&self.last_sent);
+            kept.clear();
+            kept.extend_from_slice(last);
+        }
+        self.mark_sent();
         Ok(())
     }
 
     async fn writable(&self) {
         loop {
-            let mut writable = std::pin::pin!(self.writable.notified());
-            writable.as_mut().enable();
-            let has_capacity = {
-                let outgoing = lock(&self.outgoing);
-                outgoing.active.is_some_and(|active| outgoing.queues[active as usize].len() < SEND_QUEUE)
-            };
-            if has_capacity {
-                return;
+            let mut changed = std::pin::pin!(self.outlet_changed.notified());
+            changed.as_mut().enable();
+            match self.outlet() {
+                None => changed.await,
+                Some(outlet) => tokio::select! {
+                    () = outlet.writable() => return,
+                    () = changed => {}
+                },
             }
-            writable.await;
         }
+    }
+
+    /// Keeps QUIC's datagrams in the first buffers, and passes the rest on. Returns the number of buffers kept.
+    fn sort(
+        &self,
+        port: &UdpPort,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+        count: usize,
+    ) -> usize {
+        let active = self.outlet().and_then(|outlet| outlet.source());
+        let mut kept = 0;
+        for index in 0..count {
+            let remote = SocketAddr::new(meta[index].addr.ip().to_canonical(), meta[index].addr.port());
+            let is_turn_server = self.turn_server == Some(remote);
+            let len = self.sort_batch(
+                port.local_addr(),
+                remote,
+                &mut buffers[index],
+                &mut meta[index],
+                is_turn_server,
+            );
+            if len == 0 {
+                continue;
+            }
+            if active == Some((port.local_addr(), remote)) {
+                self.mark_received();
+            }
+            meta[index].len = len;
+            meta[index].addr = PEER;
+            meta[index].dst_ip = None;
+            buffers.swap(kept, index);
+            meta.swap(kept, index);
+            kept += 1;
+        }
+        kept
+    }
+
+    /// Keeps QUIC's datagrams of one batch, without their ChannelData headers; returns their length.
+    fn sort_batch(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        buffer: &mut [u8],
+        meta: &mut RecvMeta,
+        is_turn_server: bool,
+    ) -> usize {
+        let (len, stride) = (meta.len.min(buffer.len()), meta.stride.max(1));
+        let (mut read, mut written, mut kept_stride) = (0, 0, None);
+        while read < len {
+            let end = (read + stride).min(len);
+            let datagram = &buffer[read..end];
+            match classify(datagram, is_turn_server) {
+                Kind::Quic { header } => {
+                    let payload = match header {
+                        0 => read..end,
+                        _ => {
+                            let length = usize::from(u16::from_be_bytes([datagram[2], datagram[3]]));
+                            read + header..read + header + length
+                        }
+                    };
+                    let length = payload.len();
+                    // Datagrams of one buffer have one size, only the last may be shorter.
+                    let fits =
+                        written % kept_stride.unwrap_or(1) == 0 && length <= kept_stride.unwrap_or(length);
+                    if fits {
+                        kept_stride = kept_stride.or(Some(length));
+                        if payload.start != written {
+                            buffer.copy_within(payload, written);
+                        }
+                        written += length;
+                    } else {
+                        let datagram = Bytes::copy_from_slice(&buffer[payload]);
+                        let mut incoming = lock(&self.incoming);
+                        if incoming.len() < RECEIVE_QUEUE {
+                            incoming.push_back(datagram);
+                        }
+                    }
+                }
+                Kind::Message => {
+                    let bytes = Bytes::copy_from_slice(datagram);
+                    let source = MessageSource::Port { local, remote };
+                    self.deliver_message(EngineMessage { source, bytes });
+                }
+                Kind::Unknown => {}
+            }
+            read = end;
+        }
+        meta.stride = kept_stride.unwrap_or(stride);
+        written
+    }
+
+    fn take_incoming(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let mut incoming = lock(&self.incoming);
+        let mut filled = 0;
+        for (buffer, meta) in buffers.iter_mut().zip(meta.iter_mut()) {
+            let Some(datagram) = incoming.pop_front() else { break };
+            let len = datagram.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&datagram[..len]);
+            *meta = RecvMeta { addr: PEER, len, stride: len, ecn: None, dst_ip: None };
+            filled += 1;
+        }
+        filled
     }
 }
 
@@ -240,7 +416,7 @@ impl AsyncUdpSocket for TunnelSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.0.try_send(transmit.contents)
+        self.0.try_send(transmit)
     }
 
     fn poll_recv(
@@ -249,24 +425,45 @@ impl AsyncUdpSocket for TunnelSocket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut incoming = lock(&self.0.incoming);
-        let mut filled = 0;
-        for (buffer, meta) in buffers.iter_mut().zip(meta.iter_mut()) {
-            let Some(datagram) = incoming.datagrams.pop_front() else { break };
-            let len = datagram.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&datagram[..len]);
-            *meta = RecvMeta { addr: PEER, len, stride: len, ecn: None, dst_ip: None };
-            filled += 1;
-        }
+        // Before anything is looked at: nothing that comes later is missed.
+        lock(&self.0.reader).get_or_insert_with(|| context.waker().clone()).clone_from(context.waker());
+        let filled = self.0.take_incoming(buffers, meta);
         if filled > 0 {
             return Poll::Ready(Ok(filled));
         }
-        incoming.waker = Some(context.waker().clone());
-        Poll::Pending
+        let ports = Arc::clone(&lock(&self.0.ports));
+        let mut receives = 0;
+        for port in ports.iter() {
+            while let Poll::Ready(received) = port.poll_recv(context, buffers, meta) {
+                // An error is one of ICMP, about a check that was sent before.
+                let kept = received.map_or(0, |count| self.0.sort(port, buffers, meta, count));
+                if kept > 0 {
+                    return Poll::Ready(Ok(kept));
+                }
+                receives += 1;
+                if receives >= MAX_RECEIVES {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        // What did not fit a batch.
+        match self.0.take_incoming(buffers, meta) {
+            0 => Poll::Pending,
+            filled => Poll::Ready(Ok(filled)),
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(LOCAL)
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0.outlet().map_or(1, |outlet| outlet.max_segments())
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        MAX_RECEIVE_SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {
@@ -274,7 +471,7 @@ impl AsyncUdpSocket for TunnelSocket {
     }
 }
 
-/// Waits for capacity in the send queue of the active path.
+/// Waits until the active path takes datagrams.
 struct WritablePoller {
     tunnel: Arc<Tunnel>,
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
@@ -304,71 +501,5 @@ impl UdpPoller for WritablePoller {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn send(tunnel: &Tunnel, byte: u8) -> bool {
-        tunnel.try_send(&[0x40, byte]).is_ok()
-    }
-
-    #[test]
-    fn probes_are_distinguished_from_quic() {
-        for probe in [Probe::Ping(7), Probe::Pong(u64::MAX)] {
-            assert_eq!(Probe::parse(&probe.encode()), Some(probe));
-        }
-        assert_eq!(Probe::parse(&[0x40; 9]), None);
-        assert_eq!(Probe::parse(&[PING; 8]), None);
-        assert_eq!(Probe::parse(&[]), None);
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_applies_back_pressure_and_capacity_wakes() {
-        let (tunnel, _probes) = Tunnel::new();
-        assert!(!send(&tunnel, 0), "no path yet");
-        tunnel.set_active(Some(CandidatePath::Relay));
-        assert_eq!((0..=255).filter(|byte| send(&tunnel, *byte)).count(), SEND_QUEUE);
-        let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
-        let mut poller = socket.create_io_poller();
-        let mut context = Context::from_waker(Waker::noop());
-        assert!(poller.as_mut().poll_writable(&mut context).is_pending());
-        assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], [0x40, 0]);
-        assert!(poller.as_mut().poll_writable(&mut context).is_ready());
-    }
-
-    #[tokio::test]
-    async fn queued_datagrams_move_with_the_path_and_probes_stay() {
-        let (tunnel, _probes) = Tunnel::new();
-        tunnel.set_active(Some(CandidatePath::Relay));
-        assert!(send(&tunnel, 1));
-        tunnel.send_probe(CandidatePath::Relay, Probe::Ping(5));
-        assert!(send(&tunnel, 2));
-        tunnel.set_active(Some(CandidatePath::Direct));
-        assert_eq!(tunnel.next_outgoing(CandidatePath::Direct).await[..], [0x40, 1]);
-        assert_eq!(tunnel.next_outgoing(CandidatePath::Direct).await[..], [0x40, 2]);
-        assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], Probe::Ping(5).encode());
-    }
-
-    #[tokio::test]
-    async fn received_datagrams_come_from_one_address_and_are_bounded() {
-        let (tunnel, mut probes) = Tunnel::new();
-        for _ in 0..2 * RECEIVE_QUEUE {
-            tunnel.deliver(CandidatePath::Direct, &[0x41; 30]);
-        }
-        tunnel.deliver(CandidatePath::Relay, &Probe::Ping(3).encode());
-        assert_eq!(probes.recv().await, Some((CandidatePath::Relay, Probe::Ping(3))));
-        let socket = TunnelSocket(tunnel);
-        let mut total = 0;
-        let mut context = Context::from_waker(Waker::noop());
-        loop {
-            let (mut one, mut two) = ([0; 64], [0; 64]);
-            let mut buffers = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut two)];
-            let mut meta = [RecvMeta::default(); 2];
-            let Poll::Ready(Ok(filled)) = socket.poll_recv(&mut context, &mut buffers, &mut meta) else {
-                break;
-            };
-            assert!(meta[..filled].iter().all(|meta| meta.addr == PEER && meta.len == 30));
-            total += filled;
-        }
-        assert_eq!(total, RECEIVE_QUEUE);
-    }
-}
+#[path = "tunnel_tests.rs"]
+mod tests;

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+/// The type preference of a candidate whose relay is reached by UDP; 0, which RFC 8445 recommends, is left for TCP and TLS.
+const UDP_RELAY_PREFERENCE: u8 = 2;
 /// The component of all candidates: data and RTCP share it, or there is no RTCP.
 const COMPONENT: u8 = 1;
 /// Longest text of a foundation (RFC 8839 section 5.1).
@@ -164,10 +166,22 @@ impl Candidate {
         Self::local(CandidateKind::ServerReflexive, transport, (address, base), preference)
     }
 
-    /// Makes a relayed candidate; the relay sends from it by UDP.
+    /// Makes a relayed candidate; the relay sends from it by UDP, and is reached by UDP too.
     #[must_use]
     pub fn relayed(address: SocketAddr, preference: u16) -> Self {
+        let relayed = Self::relayed_by_stream(address, preference);
+        Self { priority: relayed.priority | u32::from(UDP_RELAY_PREFERENCE) << 24, ..relayed }
+    }
+
+    /// Makes a relayed candidate whose relay is reached by TCP or TLS: any other one is better.
+    #[must_use]
+    pub fn relayed_by_stream(address: SocketAddr, preference: u16) -> Self {
         Self::local(CandidateKind::Relayed, CandidateTransport::Udp, (address, address), preference)
+    }
+
+    /// Returns whether its relay is reached by TCP or TLS.
+    pub(super) fn is_relayed_by_stream(&self) -> bool {
+        self.kind == CandidateKind::Relayed && self.priority >> 24 == 0
     }
 
     fn local(

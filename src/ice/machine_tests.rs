@@ -222,7 +222,7 @@ fn a_shorter_path_of_the_same_kind_is_taken_only_for_a_clear_gain() {
     for (round_trip, is_taken) in [(29, false), (22, false), (12, true)] {
         let pair = agent.current.pair_mut(key).unwrap();
         pair.state = super::pair::PairState::Succeeded;
-        pair.round_trip = Some(millis(round_trip));
+        pair.best_round_trip = Some(millis(round_trip));
         agent.select(now);
         assert_eq!(agent.selected == Some(key), is_taken, "{round_trip} ms");
     }

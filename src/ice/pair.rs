@@ -105,6 +105,8 @@ pub(super) struct Pair {
     failures: u32,
     outstanding: VecDeque<Outstanding>,
     pub(super) round_trip: Option<Duration>,
+    /// The shortest one since it succeeded: what queues on a loaded path add does not count against it.
+    pub(super) best_round_trip: Option<Duration>,
     last_response: Option<Instant>,
     /// The first data or check that was sent after the peer's last sign of life.
     waiting_since: Option<Instant>,
@@ -128,6 +130,7 @@ impl Pair {
             failures: 0,
             outstanding: VecDeque::new(),
             round_trip: None,
+            best_round_trip: None,
             last_response: None,
             waiting_since: None,
             is_suspect: false,
@@ -146,9 +149,12 @@ impl Pair {
         (u64::from(least) << 32) + 2 * u64::from(most) + u64::from(controlling > controlled)
     }
 
-    /// Returns its rank by kind, 0 is the best: each relay counts twice, TCP once.
+    /// Returns its rank by kind, 0 is the best: each relay counts three, TCP to the peer or to a relay one.
     pub(super) fn tier(&self) -> usize {
-        let relayed = |candidate: &Candidate| 2 * usize::from(candidate.kind == CandidateKind::Relayed);
+        let relayed = |candidate: &Candidate| {
+            3 * usize::from(candidate.kind == CandidateKind::Relayed)
+                + usize::from(candidate.is_relayed_by_stream())
+        };
         relayed(&self.local) + relayed(&self.remote) + usize::from(self.key.is_tcp)
     }
 
@@ -267,6 +273,8 @@ impl Pair {
         // RFC 6298's smoothing, with the weight of few samples.
         self.round_trip = Some(self.round_trip.map_or(sample, |known| (known * 3 + sample) / 4));
         let is_first = self.state != PairState::Succeeded;
+        let best = self.best_round_trip.filter(|_| !is_first);
+        self.best_round_trip = Some(best.map_or(sample, |best| best.min(sample)));
         self.state = PairState::Succeeded;
         self.last_response = Some(now);
         self.failures = 0;

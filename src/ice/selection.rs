@@ -56,7 +56,7 @@ impl IceAgent {
     fn best(&self, generation: &Generation, selected: Option<&Pair>) -> Option<PairKey> {
         let answering = generation.pairs.iter().filter(|pair| pair.is_usable() && !pair.is_suspect);
         let order = |pair: &&Pair| {
-            let round_trip = pair.round_trip.unwrap_or(Duration::MAX);
+            let round_trip = pair.best_round_trip.unwrap_or(Duration::MAX);
             let steps = round_trip.as_millis() / GAIN.as_millis();
             (pair.tier(), steps, std::cmp::Reverse(pair.priority(self.role)))
         };
@@ -139,6 +139,6 @@ fn is_clearly_better(pair: &Pair, selected: &Pair) -> bool {
     if pair.tier() != selected.tier() {
         return pair.tier() < selected.tier();
     }
-    let (Some(new), Some(old)) = (pair.round_trip, selected.round_trip) else { return false };
+    let (Some(new), Some(old)) = (pair.best_round_trip, selected.best_round_trip) else { return false };
     new < old * 4 / 5 && new + GAIN <= old
 }

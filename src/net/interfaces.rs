@@ -9,10 +9,19 @@ use std::net::IpAddr;
 /// # Errors
 /// When the system does not list them.
 pub(crate) fn addresses() -> io::Result<Vec<IpAddr>> {
+    Ok(named_addresses()?.into_iter().map(|(_, ip)| ip).collect())
+}
+
+/// Lists every address with the name of its interface.
+///
+/// # Errors
+/// When the system does not list them.
+pub(crate) fn named_addresses() -> io::Result<Vec<(String, IpAddr)>> {
     let addresses = getifaddrs()?.filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))?;
+        Some((interface.interface_name, ip))
     });
     Ok(addresses.collect())
 }

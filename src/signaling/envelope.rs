@@ -100,6 +100,8 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) laddrs: Option<BoundedVec<BoundedString<64>, 16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) opts: Option<BoundedVec<BoundedString<64>, 8>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cands: Option<BoundedVec<BoundedString<256>, 32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) done: Option<bool>,

@@ -13,6 +13,8 @@ pub struct IceDescription {
     pub pwd: Option<String>,
     /// Candidate attribute values of RFC 8839, `candidate:…`.
     pub cands: Vec<String>,
+    /// ICE options (RFC 8839 section 5.6).
+    pub opts: Vec<String>,
     /// ICE role.
     pub role: Option<String>,
     /// Local addresses of the sender (S1-2).

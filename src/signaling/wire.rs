@@ -195,6 +195,7 @@ fn ice(f: Fields) -> IceDescription {
         ufrag: f.ufrag.map(|text| text.0),
         pwd: f.pwd.map(|text| text.0),
         cands: f.cands.map_or_else(Vec::new, |few| few.0.into_iter().map(|text| text.0).collect()),
+        opts: f.opts.map_or_else(Vec::new, |few| few.0.into_iter().map(|text| text.0).collect()),
         role: f.role.map(|text| text.0),
         laddrs: f.laddrs.map_or_else(Vec::new, |few| few.0.into_iter().map(|text| text.0).collect()),
         tport: f.tport.or(f.rtport),

@@ -190,6 +190,13 @@ impl TurnClient {
         self.allocated.is_some() && self.peers.is_permitted(peer)
     }
 
+    /// Returns the number of the channel that is bound to a peer.
+    #[must_use]
+    pub fn bound_channel(&self, peer: SocketAddr) -> Option<u16> {
+        self.allocated.as_ref()?;
+        self.peers.bound_channel(peer)
+    }
+
     /// Returns the header of a payload of `length` bytes to a peer: ChannelData if a channel is bound, else a Send indication. `None`
     /// without an allocation or a permission, or if the payload is too long. On a stream, and behind every Send indication, the payload is
     /// padded with zeros to a multiple of four bytes.

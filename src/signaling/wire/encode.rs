@@ -181,6 +181,8 @@ impl From<IceDescription> for Fields {
             tport: ice.tport,
             cands: (!ice.cands.is_empty())
                 .then(|| BoundedVec(ice.cands.into_iter().map(BoundedString).collect())),
+            opts: (!ice.opts.is_empty())
+                .then(|| BoundedVec(ice.opts.into_iter().map(BoundedString).collect())),
             laddrs: (!ice.laddrs.is_empty())
                 .then(|| BoundedVec(ice.laddrs.into_iter().map(BoundedString).collect())),
             sdp: ice.sdp.map(BoundedString),

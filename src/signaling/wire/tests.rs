@@ -35,6 +35,7 @@ fn response(text: &str) -> ResponseBody {
 
 fn full_ice() -> IceDescription {
     IceDescription {
+        opts: vec!["trickle".into()],
         ufrag: Some("u".into()),
         pwd: Some("p".into()),
         cands: vec!["candidate:1 1 udp 1 192.0.2.1 9 typ host lane direct".into()],

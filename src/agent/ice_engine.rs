@@ -1,0 +1,630 @@
+//! The usual ICE engine: sockets, gathering, relays and [`IceAgent`], in one task.
+//!
+//! The task owns the state machines. QUIC's endpoint reads the sockets and passes on what is not QUIC's (see [`Tunnel`]); the task sends checks
+//! and sets the outlet to the selected pair. It looks at the data's signs of life every [`TICK`] while there is traffic.
+
+use super::candidate::CandidatePath;
+use super::datagram_queue::DatagramQueue;
+use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials};
+use super::gathering::{Gathering, GatheringEvent};
+use super::host_addresses::{host_addresses, source_address};
+use super::keys::AgentRole;
+use super::outlet::Outlet;
+use super::path::PathPolicy;
+use super::relay_client::{RelayClient, RelayLink};
+use super::relay_stream;
+use super::tunnel::{EngineMessage, MessageSource, Tunnel};
+use super::udp_port::UdpPort;
+use crate::ice::{
+    Candidate, CandidateKind, CandidateTransport, IceAgent, IceConfig, IceCredentials, IceEvent, IceRole,
+    IceState,
+};
+use crate::net::network_changes::NetworkChanges;
+use crate::net::time;
+use crate::turn_client::LongTermCredentials;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::sleep_until;
+
+/// Between looks at the traffic.
+const TICK: Duration = Duration::from_millis(100);
+/// The relay by TCP is tried if the one by UDP is not ready after this time.
+const STREAM_DELAY: Duration = Duration::from_millis(250);
+/// The relay by TCP is released when it has not been in use for this time.
+const STREAM_IDLE: Duration = Duration::from_secs(10);
+/// The first and the longest wait before a lost relay is requested again.
+const RELAY_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How long the end of candidates waits for a relay.
+const RELAY_TIME: Duration = Duration::from_secs(3);
+/// A task that wakes this much too late was suspended.
+const SUSPENDED: Duration = Duration::from_secs(3);
+/// Between two attempts to repair a silent session's relays and mappings.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
+/// Time limit of the deallocation.
+const RELEASE_TIME: Duration = Duration::from_millis(500);
+/// Deadline of a timer that is not needed.
+const FAR: Duration = Duration::from_secs(3600);
+/// Between the preferences of two host candidates.
+const PREFERENCE_STEP: u16 = 1_000;
+
+/// See the [module](self).
+pub(super) struct IceEngine {
+    config: EngineConfig,
+    tunnel: Arc<Tunnel>,
+    queues: EngineQueues,
+    ports: Vec<Arc<UdpPort>>,
+    gathering: Gathering,
+    network: NetworkChanges,
+    relays: Relays,
+    candidates: Vec<Candidate>,
+    agent: Option<IceAgent>,
+    /// What the call knows of the path.
+    active: Option<ActivePath>,
+    is_connected: bool,
+    repaired_at: Option<Instant>,
+    /// The next look at the traffic; `None` while there is none.
+    tick: Option<Instant>,
+    mappings_done: bool,
+    gathered: bool,
+}
+
+/// The relays and when they are requested.
+#[derive(Default)]
+struct Relays {
+    clients: Vec<RelayClient>,
+    credentials: Option<Arc<LongTermCredentials>>,
+    /// Whether credentials are granted, once that is known.
+    is_granted: Option<bool>,
+    stream_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    failures: u32,
+    /// When the end of candidates waits no longer.
+    patience: Option<Instant>,
+    stream_used_at: Option<Instant>,
+}
+
+impl IceEngine {
+    /// Gathers, checks and keeps the path until the call closes the engine.
+    pub(super) async fn run(config: EngineConfig, tunnel: Arc<Tunnel>, queues: EngineQueues) {
+        let now = time::now().mono;
+        let mut engine = Self {
+            config,
+            tunnel,
+            queues,
+            ports: Vec::new(),
+            gathering: Gathering::new(now, config.server, rand::random()),
+            network: NetworkChanges::start(),
+            relays: Relays::default(),
+            candidates: Vec::new(),
+            agent: None,
+            active: None,
+            is_connected: false,
+            repaired_at: None,
+            tick: None,
+            mappings_done: false,
+            gathered: false,
+        };
+        engine.open_ports(now);
+        engine.work().await;
+        engine.release().await;
+    }
+
+    async fn work(&mut self) {
+        loop {
+            self.flush(time::now().mono);
+            let due = self.next_timeout();
+            let tunnel = Arc::clone(&self.tunnel);
+            tokio::select! {
+                command = self.queues.commands.recv() => match command {
+                    Some(EngineCommand::Close) | None => return,
+                    Some(command) => self.handle_command(time::now().mono, command),
+                },
+                Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
+                () = self.network.changed() => self.handle_network_change(time::now().mono),
+                () = tunnel.activity(), if self.tick.is_none() && self.active.is_some() => {
+                    self.tick = Some(time::now().mono + TICK);
+                }
+                () = sleep_until(due.into()) => self.handle_timeout(time::now().mono, due),
+            }
+        }
+    }
+
+    fn next_timeout(&self) -> Instant {
+        let relays = self.relays.clients.iter().filter_map(RelayClient::poll_timeout).min();
+        let patience = self.relays.patience.filter(|_| !self.gathered);
+        [
+            self.gathering.poll_timeout(),
+            relays,
+            self.agent.as_ref().and_then(IceAgent::poll_timeout),
+            self.relays.stream_at,
+            self.relays.retry_at,
+            patience,
+            self.relays.stream_used_at.map(|at| at + STREAM_IDLE),
+            self.tick,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or_else(|| time::now().mono + FAR)
+    }
+
+    fn handle_command(&mut self, now: Instant, command: EngineCommand) {
+        match command {
+            EngineCommand::Relay(credentials) => self.set_relay(now, credentials),
+            EngineCommand::SecondServer(server) => self.gathering.set_second_server(now, server),
+            EngineCommand::Begin(role, credentials) => self.begin(now, role, credentials),
+            EngineCommand::Start(credentials) => {
+                if let Some(agent) = &mut self.agent {
+                    agent.set_remote_credentials(now, credentials);
+                }
+            }
+            EngineCommand::Candidate(text) => match (text.parse::<Candidate>(), &mut self.agent) {
+                (Ok(candidate), Some(agent)) => agent.add_remote_candidate(now, candidate),
+                (Err(error), _) => tracing::debug!(%error, "an unusable remote candidate"),
+                (Ok(_), None) => {}
+            },
+            EngineCommand::EndOfCandidates => {
+                if let Some(agent) = &mut self.agent {
+                    agent.handle_end_of_candidates(now);
+                }
+            }
+            EngineCommand::Close => {}
+        }
+    }
+
+    fn begin(&mut self, now: Instant, role: AgentRole, credentials: IceCredentials) {
+        let role = match role {
+            AgentRole::Connector => IceRole::Controlling,
+            AgentRole::Listener => IceRole::Controlled,
+        };
+        let mut agent = IceAgent::with_credentials(IceConfig::new(role), credentials, rand::random());
+        for candidate in self.candidates.iter().filter(|candidate| self.is_usable(candidate)) {
+            agent.add_local_candidate(now, candidate.clone());
+        }
+        self.agent = Some(agent);
+    }
+
+    /// Returns whether checks are sent from a local candidate.
+    fn is_usable(&self, candidate: &Candidate) -> bool {
+        let is_relayed = candidate.kind == CandidateKind::Relayed;
+        match self.config.policy {
+            PathPolicy::All => true,
+            PathPolicy::DirectOnly => !is_relayed,
+            // Without a relay of its own, this side reaches the one of the other side.
+            PathPolicy::RelayOnly => is_relayed || self.relays.is_granted == Some(false),
+        }
+    }
+
+    fn add_candidate(&mut self, now: Instant, candidate: Candidate) {
+        let is_hidden =
+            self.config.policy == PathPolicy::RelayOnly && candidate.kind != CandidateKind::Relayed;
+        if !is_hidden {
+            self.queues.send(EngineEvent::Candidate(candidate.to_string()));
+        }
+        if self.is_usable(&candidate)
+            && let Some(agent) = &mut self.agent
+        {
+            agent.add_local_candidate(now, candidate.clone());
+        }
+        self.candidates.push(candidate);
+    }
+
+    fn remove_candidates(&mut self, now: Instant, base: SocketAddr) {
+        self.candidates.retain(|candidate| candidate.base != base);
+        if let Some(agent) = &mut self.agent {
+            agent.remove_local_candidates(now, base);
+        }
+    }
+
+    /// Opens a socket for each local address, and closes those whose address is gone.
+    fn open_ports(&mut self, now: Instant) {
+        let addresses = host_addresses(self.config.server);
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            self.ports.drain(..).partition(|port| addresses.contains(&port.local_addr().ip()));
+        for port in gone {
+            self.remove_candidates(now, port.local_addr());
+        }
+        self.ports = kept;
+        for (index, ip) in (0..).zip(addresses) {
+            if self.ports.iter().any(|port| port.local_addr().ip() == ip) {
+                continue;
+            }
+            match UdpPort::bind(SocketAddr::new(ip, 0)) {
+                Ok(port) => {
+                    let preference = u16::MAX - index * PREFERENCE_STEP;
+                    let host = Candidate::host(CandidateTransport::Udp, port.local_addr(), preference);
+                    self.ports.push(Arc::new(port));
+                    self.add_candidate(now, host);
+                }
+                Err(error) => tracing::debug!(%error, %ip, "no socket for a host candidate"),
+            }
+        }
+        self.tunnel.set_ports(self.ports.clone());
+        let bases: Vec<SocketAddr> = self.ports.iter().map(|port| port.local_addr()).collect();
+        self.gathering.set_ports(now, &bases);
+    }
+
+    /// Returns the socket from which the server is reached.
+    fn server_port(&self) -> Option<Arc<UdpPort>> {
+        let source = source_address(self.config.server.ip());
+        let fits = |port: &&Arc<UdpPort>| port.local_addr().is_ipv4() == self.config.server.is_ipv4();
+        let port = self.ports.iter().find(|port| Some(port.local_addr().ip()) == source);
+        port.or_else(|| self.ports.iter().find(fits)).cloned()
+    }
+
+    fn set_relay(&mut self, now: Instant, credentials: Option<RelayCredentials>) {
+        let credentials = credentials.filter(|_| self.config.policy.allows(CandidatePath::Relay));
+        self.relays.is_granted = Some(credentials.is_some());
+        self.relays.credentials =
+            credentials.map(|relay| Arc::new(LongTermCredentials::new(&relay.username, &relay.password)));
+        if self.relays.credentials.is_some() && self.relays.clients.is_empty() {
+            self.relays.patience = Some(now + RELAY_TIME);
+            self.start_udp_relay(now);
+        }
+        self.conclude_gathering(now);
+    }
+
+    fn start_udp_relay(&mut self, now: Instant) {
+        let Some(credentials) = self.relays.credentials.clone() else { return };
+        let is_blocked = self.gathering.is_udp_blocked(now) == Some(true);
+        self.relays.stream_at = Some(if is_blocked { now } else { now + STREAM_DELAY });
+        let has_udp = self.relays.clients.iter().any(|relay| !relay.is_stream());
+        if let Some(port) = self.server_port().filter(|_| !has_udp) {
+            let link = RelayLink::Udp(port);
+            self.relays.clients.push(RelayClient::start(now, self.config.server, credentials, link));
+        }
+    }
+
+    fn start_stream_relay(&mut self, now: Instant) {
+        self.relays.stream_at = None;
+        let Some(credentials) = self.relays.credentials.clone() else { return };
+        if self.relays.clients.iter().any(RelayClient::is_stream) {
+            return;
+        }
+        let queue = Arc::new(DatagramQueue::default());
+        let (server, tunnel) = (self.config.server, Arc::clone(&self.tunnel));
+        let running = relay_stream::run(server, Arc::clone(&queue), Arc::clone(&tunnel));
+        let task = tokio::spawn(async move {
+            if let Err(error) = running.await {
+                tracing::debug!(%error, "the TCP connection to the TURN server has ended");
+            }
+            // The engine looks at its relays after each message.
+            tunnel
+                .deliver_message(EngineMessage { source: MessageSource::Stream, bytes: bytes::Bytes::new() });
+        });
+        let link = RelayLink::Stream { queue, task };
+        self.relays.clients.push(RelayClient::start(now, server, credentials, link));
+        self.relays.stream_used_at = Some(now);
+    }
+
+    fn handle_message(&mut self, now: Instant, message: EngineMessage) {
+        match message.source {
+            MessageSource::StreamOpened => {
+                if let Some(relay) = self.relays.clients.iter_mut().find(|relay| relay.is_stream()) {
+                    relay.handle_open(now);
+                }
+            }
+            MessageSource::Stream => {
+                let relay = self.relays.clients.iter().position(RelayClient::is_stream);
+                self.handle_relay_message(now, relay, &message);
+            }
+            MessageSource::Port { local, remote } if remote == self.config.server => {
+                if !self.gathering.handle(now, local, remote, &message.bytes) {
+                    let of_port = |relay: &RelayClient| relay.port() == Some(local);
+                    let relay = self.relays.clients.iter().position(of_port);
+                    self.handle_relay_message(now, relay, &message);
+                }
+            }
+            MessageSource::Port { local, remote } => {
+                if !self.gathering.handle(now, local, remote, &message.bytes)
+                    && let Some(agent) = &mut self.agent
+                {
+                    agent.handle_message(now, local, remote, &message.bytes);
+                }
+            }
+        }
+    }
+
+    fn handle_relay_message(&mut self, now: Instant, relay: Option<usize>, message: &EngineMessage) {
+        let Some(relay) = relay.and_then(|index| self.relays.clients.get_mut(index)) else { return };
+        let Some((peer, payload)) = relay.handle(now, &message.bytes) else { return };
+        let payload = message.bytes.slice(payload);
+        if payload.first().is_some_and(|first| *first > 3) {
+            self.tunnel.deliver(payload);
+        } else if let (Some(relayed), Some(agent)) = (relay.relayed(), &mut self.agent) {
+            agent.handle_message(now, relayed, peer, &payload);
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant, due: Instant) {
+        if now.saturating_duration_since(due) > SUSPENDED {
+            tracing::debug!("woken after a suspension");
+            self.handle_network_change(now);
+        }
+        self.gathering.handle_timeout(now);
+        for relay in &mut self.relays.clients {
+            relay.handle_timeout(now);
+        }
+        if self.relays.stream_at.is_some_and(|at| at <= now) {
+            self.relays.stream_at = None;
+            if self.relays.clients.iter().all(|relay| relay.relayed().is_none()) {
+                self.start_stream_relay(now);
+            }
+        }
+        if self.relays.retry_at.is_some_and(|at| at <= now) {
+            self.relays.retry_at = None;
+            self.start_udp_relay(now);
+        }
+        self.release_idle_stream(now);
+        self.look_at_traffic(now);
+        if let Some(agent) = &mut self.agent {
+            agent.handle_timeout(now);
+        }
+        self.conclude_gathering(now);
+    }
+
+    /// The relay by TCP is needed only while no other one works.
+    fn release_idle_stream(&mut self, now: Instant) {
+        let Some(used) = self.relays.stream_used_at else { return };
+        let stream =
+            self.relays.clients.iter().find(|relay| relay.is_stream()).and_then(RelayClient::relayed);
+        let has_other =
+            self.relays.clients.iter().any(|relay| !relay.is_stream() && relay.relayed().is_some());
+        let selected = self.agent.as_ref().and_then(IceAgent::selected).map(|pair| pair.local.base);
+        if !has_other || !self.is_connected || (stream.is_some() && stream == selected) {
+            self.relays.stream_used_at = Some(now);
+        } else if used + STREAM_IDLE <= now {
+            self.relays.stream_used_at = None;
+            self.relays.clients.retain(|relay| !relay.is_stream());
+        }
+    }
+
+    fn look_at_traffic(&mut self, now: Instant) {
+        if self.tick.is_none_or(|at| at > now) {
+            return;
+        }
+        let activity = self.tunnel.take_activity();
+        let Some((agent, pair)) =
+            self.agent.as_mut().and_then(|agent| agent.selected().map(|pair| (agent, pair)))
+        else {
+            self.tick = None;
+            return;
+        };
+        if activity.received {
+            agent.handle_data_received(pair.local.base, pair.remote.address);
+        }
+        let patience = pair.round_trip.map_or(TICK, |round_trip| round_trip * 3 / 2).max(TICK);
+        if activity.unanswered_since.is_some_and(|since| since + patience <= now) {
+            agent.verify_selected(now);
+            self.tunnel.reset_unanswered();
+        }
+        let has_traffic = activity.received || activity.unanswered_since.is_some();
+        self.tick = has_traffic.then_some(now + TICK);
+    }
+
+    fn handle_network_change(&mut self, now: Instant) {
+        tracing::debug!("the network has changed");
+        self.open_ports(now);
+        self.gathering.refresh(now);
+        let (server_port, ports) = (self.server_port(), self.ports.clone());
+        for relay in &mut self.relays.clients {
+            let is_gone = !ports.iter().any(|port| Some(port.local_addr()) == relay.port());
+            relay.migrate(now, server_port.clone().filter(|_| is_gone));
+        }
+        self.relays.failures = 0;
+        if self.relays.clients.is_empty() {
+            self.start_udp_relay(now);
+        }
+        if let Some(agent) = &mut self.agent {
+            agent.handle_network_change(now);
+        }
+        self.set_outlet(now);
+    }
+
+    /// No path answers: mappings and allocations may be gone, or UDP may be blocked.
+    fn repair(&mut self, now: Instant) {
+        if self.repaired_at.is_some_and(|at| now < at + REPAIR_PAUSE) {
+            return;
+        }
+        self.repaired_at = Some(now);
+        self.gathering.refresh(now);
+        for relay in &mut self.relays.clients {
+            relay.migrate(now, None);
+        }
+        self.relays.failures = 0;
+        if self.relays.credentials.is_some() {
+            self.start_stream_relay(now);
+            if self.relays.clients.iter().all(RelayClient::is_stream) {
+                self.start_udp_relay(now);
+            }
+        }
+    }
+
+    /// Sends what the state machines have to send, and handles their events, until none is left.
+    fn flush(&mut self, now: Instant) {
+        self.flush_gathering(now);
+        self.flush_relays(now);
+        self.flush_agent(now);
+        for relay in &mut self.relays.clients {
+            relay.send_waiting();
+        }
+    }
+
+    fn flush_gathering(&mut self, now: Instant) {
+        while let Some(request) = self.gathering.poll_transmit() {
+            if let Some(port) = self.port(request.base) {
+                port.send_message(request.server, &request.bytes);
+            }
+        }
+        while let Some(event) = self.gathering.poll_event() {
+            match event {
+                GatheringEvent::Mapped { base, address } if address != base => {
+                    let index = self.ports.iter().position(|port| port.local_addr() == base);
+                    let index = index.and_then(|index| u16::try_from(index).ok()).unwrap_or(0);
+                    let preference = u16::MAX - index * PREFERENCE_STEP;
+                    let transport = CandidateTransport::Udp;
+                    let reflexive = Candidate::server_reflexive(transport, address, base, preference);
+                    self.add_candidate(now, reflexive);
+                }
+                GatheringEvent::Mapped { .. } => {}
+                GatheringEvent::Nat(nat) => self.queues.send(EngineEvent::Nat(nat)),
+                GatheringEvent::Done => {
+                    self.mappings_done = true;
+                    self.conclude_gathering(now);
+                }
+            }
+        }
+    }
+
+    /// Tells the end of candidates once: mappings and relays are known, or had enough time.
+    fn conclude_gathering(&mut self, now: Instant) {
+        let relay_done = match self.relays.is_granted {
+            None => false,
+            Some(false) => true,
+            Some(true) => {
+                self.relays.clients.iter().any(|relay| relay.relayed().is_some())
+                    || self.relays.patience.is_some_and(|at| at <= now)
+            }
+        };
+        if !self.gathered && self.mappings_done && relay_done {
+            self.gathered = true;
+            self.queues.send(EngineEvent::Gathered);
+        }
+    }
+
+    fn flush_relays(&mut self, now: Instant) {
+        let mut index = 0;
+        while let Some(relay) = self.relays.clients.get_mut(index) {
+            let failed = relay.flush(now).is_err();
+            if failed || relay.is_closed() {
+                drop(self.relays.clients.remove(index));
+                let wait = RELAY_RETRY.0 * 2_u32.pow(self.relays.failures.min(6));
+                self.relays.retry_at = Some(now + wait.min(RELAY_RETRY.1));
+                self.relays.failures += 1;
+            } else {
+                index += 1;
+            }
+        }
+        let relayed: Vec<(SocketAddr, bool)> = self
+            .relays
+            .clients
+            .iter()
+            .filter_map(|relay| Some((relay.relayed()?, relay.is_stream())))
+            .collect();
+        let known: Vec<SocketAddr> = self
+            .candidates
+            .iter()
+            .filter(|candidate| candidate.kind == CandidateKind::Relayed)
+            .map(|candidate| candidate.base)
+            .collect();
+        for gone in known.iter().filter(|base| !relayed.iter().any(|(address, _)| address == *base)) {
+            self.remove_candidates(now, *gone);
+        }
+        for (address, is_stream) in relayed.into_iter().filter(|(address, _)| !known.contains(address)) {
+            self.relays.failures = 0;
+            let candidate = match is_stream {
+                true => Candidate::relayed_by_stream(address, u16::MAX),
+                false => Candidate::relayed(address, u16::MAX),
+            };
+            self.add_candidate(now, candidate);
+            self.conclude_gathering(now);
+        }
+    }
+
+    fn flush_agent(&mut self, now: Instant) {
+        loop {
+            let Some(agent) = &mut self.agent else { return };
+            if let Some(check) = agent.poll_transmit() {
+                self.send_check(now, check.local, check.remote, check.bytes);
+            } else if let Some(event) = agent.poll_event() {
+                self.handle_agent_event(now, event);
+            } else {
+                break;
+            }
+        }
+        self.tell_path();
+    }
+
+    fn send_check(&mut self, now: Instant, local: SocketAddr, remote: SocketAddr, check: Vec<u8>) {
+        if let Some(relay) = self.relays.clients.iter_mut().find(|relay| relay.relayed() == Some(local)) {
+            relay.send_check(now, remote, check);
+        } else if let Some(port) = self.port(local) {
+            port.send_message(remote, &check);
+        }
+    }
+
+    fn port(&self, base: SocketAddr) -> Option<&Arc<UdpPort>> {
+        self.ports.iter().find(|port| port.local_addr() == base)
+    }
+
+    fn handle_agent_event(&mut self, now: Instant, event: IceEvent) {
+        match event {
+            IceEvent::Selected(_) => self.set_outlet(now),
+            IceEvent::State(IceState::Connected) => {
+                self.is_connected = true;
+                self.tunnel.repeat_last();
+                self.queues.send(EngineEvent::Connected);
+            }
+            IceEvent::State(IceState::Disconnected | IceState::Failed) => {
+                self.is_connected = false;
+                self.queues.send(EngineEvent::Disconnected);
+                self.repair(now);
+            }
+            other => tracing::trace!(?other, "of the ICE agent"),
+        }
+    }
+
+    /// Sends the data over the selected pair.
+    fn set_outlet(&mut self, now: Instant) {
+        let Some(pair) = self.agent.as_ref().and_then(IceAgent::selected) else { return };
+        let (base, remote) = (pair.local.base, pair.remote.address);
+        let relay = self.relays.clients.iter_mut().find(|relay| relay.relayed() == Some(base));
+        let outlet = match relay {
+            Some(relay) => Some(relay.outlet(now, remote)),
+            None => self.port(base).map(|port| Outlet::Direct { port: Arc::clone(port), remote }),
+        };
+        if outlet.is_some() {
+            tracing::debug!(local = %base, %remote, "selected a candidate pair");
+            self.tunnel.set_outlet(outlet);
+        }
+    }
+
+    /// Tells the call which path is in use, whenever that or its description changes.
+    fn tell_path(&mut self) {
+        let Some(pair) = self.agent.as_ref().and_then(IceAgent::selected) else { return };
+        let is_relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
+        let is_relay = is_relayed(&pair.local) || is_relayed(&pair.remote);
+        let path = if is_relay { CandidatePath::Relay } else { CandidatePath::Direct };
+        let (local, remote) = (pair.local.address, pair.remote.address);
+        let told = self.active.filter(|told| (told.path, told.local, told.remote) == (path, local, remote));
+        if told.is_none_or(|told| told.rtt.is_none() && pair.round_trip.is_some()) {
+            let active = ActivePath { path, local, remote, rtt: pair.round_trip };
+            self.active = Some(active);
+            self.queues.send(EngineEvent::Selected(active));
+        }
+    }
+
+    /// Releases the relayed addresses.
+    async fn release(&mut self) {
+        let end = time::now().mono + RELEASE_TIME;
+        for relay in &mut self.relays.clients {
+            relay.release(time::now().mono);
+        }
+        loop {
+            let now = time::now().mono;
+            self.relays.clients.retain_mut(|relay| {
+                relay.handle_timeout(now);
+                relay.flush(now).is_ok() && !relay.is_released() && !relay.is_closed()
+            });
+            if self.relays.clients.is_empty() || now >= end {
+                return;
+            }
+            let due = self.relays.clients.iter().filter_map(RelayClient::poll_timeout).min();
+            tokio::select! {
+                Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
+                () = sleep_until(due.unwrap_or(end).min(end).into()) => {}
+            }
+        }
+    }
+}

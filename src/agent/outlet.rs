@@ -1,0 +1,175 @@
+//! Where QUIC's datagrams go: straight to the peer, through a relay, or into a queue.
+
+use super::datagram_queue::DatagramQueue;
+use super::udp_port::UdpPort;
+use crate::turn_wire::FrameHeader;
+use bytes::Bytes;
+use quinn::udp::Transmit;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The peer of a relay and the channel bound to it, 0 while there is none.
+#[derive(Debug)]
+pub(super) struct RelayedPeer {
+    peer: SocketAddr,
+    channel: AtomicU16,
+}
+
+impl RelayedPeer {
+    pub(super) fn new(peer: SocketAddr, channel: Option<u16>) -> Self {
+        Self { peer, channel: AtomicU16::new(channel.unwrap_or(0)) }
+    }
+
+    /// Handles that the channel is bound.
+    pub(super) fn set_channel(&self, channel: u16) {
+        self.channel.store(channel, Ordering::Relaxed);
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Appends a datagram with its header to `frames`. Padded, as a stream and a Send indication require.
+    fn frame(&self, datagram: &[u8], is_stream: bool, frames: &mut Vec<u8>) -> io::Result<()> {
+        let length = u16::try_from(datagram.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let channel = self.channel.load(Ordering::Relaxed);
+        let header = if channel == 0 {
+            FrameHeader::send_indication(self.peer, length, rand::random())
+                .ok_or(io::ErrorKind::InvalidInput)?
+        } else {
+            FrameHeader::channel_data(channel, length)
+        };
+        frames.extend_from_slice(header.as_bytes());
+        frames.extend_from_slice(datagram);
+        if channel == 0 || is_stream {
+            let padding = datagram.len().next_multiple_of(4) - datagram.len();
+            frames.resize(frames.len() + padding, 0);
+        }
+        Ok(())
+    }
+}
+
+/// How a queue's datagrams are framed.
+#[derive(Debug)]
+pub(super) enum QueueFraming {
+    /// Not at all: the task that reads the queue sends datagrams.
+    Datagrams,
+    /// As frames of TURN on a stream.
+    Relay(Arc<RelayedPeer>),
+}
+
+/// The active path of a connection.
+#[derive(Debug)]
+pub(super) enum Outlet {
+    /// Straight to the peer.
+    Direct {
+        /// The socket.
+        port: Arc<UdpPort>,
+        /// The peer.
+        remote: SocketAddr,
+    },
+    /// Through a TURN server by UDP.
+    Relay {
+        /// The socket.
+        port: Arc<UdpPort>,
+        /// The TURN server.
+        server: SocketAddr,
+        /// The peer.
+        peer: Arc<RelayedPeer>,
+        /// The frames of one send.
+        frames: Mutex<Vec<u8>>,
+    },
+    /// Into a queue.
+    Queue(Arc<DatagramQueue>, QueueFraming),
+}
+
+impl Outlet {
+    pub(super) fn relay(port: Arc<UdpPort>, server: SocketAddr, peer: Arc<RelayedPeer>) -> Self {
+        Self::Relay { port, server, peer, frames: Mutex::default() }
+    }
+
+    /// Sends one datagram or several of one size.
+    pub(super) fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        match self {
+            Self::Direct { port, remote } => {
+                port.send(*remote, transmit.contents, (transmit.segment_size, transmit.ecn))
+            }
+            Self::Relay { port, server, peer, frames } => {
+                let mut frames = frames.lock().unwrap_or_else(PoisonError::into_inner);
+                frames.clear();
+                let mut frame_len = 0;
+                for datagram in transmit.contents.chunks(segment) {
+                    peer.frame(datagram, false, &mut frames)?;
+                    frame_len = if frame_len == 0 { frames.len() } else { frame_len };
+                }
+                let segment_size = (frame_len < frames.len()).then_some(frame_len);
+                port.send(*server, &frames, (segment_size, None))
+            }
+            Self::Queue(queue, framing) => {
+                for datagram in transmit.contents.chunks(segment) {
+                    let bytes = match framing {
+                        QueueFraming::Datagrams => Bytes::copy_from_slice(datagram),
+                        QueueFraming::Relay(peer) => {
+                            let mut frame = Vec::with_capacity(datagram.len() + 40);
+                            peer.frame(datagram, true, &mut frame)?;
+                            frame.into()
+                        }
+                    };
+                    if !queue.push(bytes) {
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns how many datagrams one send may have.
+    pub(super) fn max_segments(&self) -> usize {
+        match self {
+            Self::Direct { port, .. } | Self::Relay { port, .. } => port.max_segments(),
+            Self::Queue(..) => 1,
+        }
+    }
+
+    /// Waits until a send may succeed.
+    pub(super) async fn writable(&self) {
+        match self {
+            Self::Direct { port, .. } | Self::Relay { port, .. } => port.writable().await,
+            Self::Queue(queue, _) => queue.writable().await,
+        }
+    }
+
+    /// Returns the socket and the address that this path's datagrams come from; `None` for a queue.
+    pub(super) fn source(&self) -> Option<(SocketAddr, SocketAddr)> {
+        match self {
+            Self::Direct { port, remote } => Some((port.local_addr(), *remote)),
+            Self::Relay { port, server, .. } => Some((port.local_addr(), *server)),
+            Self::Queue(..) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn_wire::parse_channel_data;
+
+    #[test]
+    fn a_relayed_datagram_has_the_header_of_its_channel_or_of_an_indication() {
+        let peer = RelayedPeer::new("192.0.2.1:7".parse().unwrap(), None);
+        let mut frames = Vec::new();
+        peer.frame(b"hello", false, &mut frames).unwrap();
+        assert_eq!((frames[0], frames.len()), (0, 36 + 8));
+        peer.set_channel(0x4000);
+        frames.clear();
+        peer.frame(b"hello", false, &mut frames).unwrap();
+        assert_eq!((parse_channel_data(&frames), frames.len()), (Some((0x4000, &b"hello"[..])), 9));
+        frames.clear();
+        peer.frame(b"hello", true, &mut frames).unwrap();
+        assert_eq!(frames.len(), 12);
+    }
+}
