@@ -1,8 +1,9 @@
 //! The state machine with several devices of one account: copies of what one of them sends, and messages of a device that was removed.
 
 use super::encryption::{self, Certificate, Content, CopyOf};
-use super::error::ErrorCode;
+use super::error::{ErrorCode, RequestError};
 use super::event::{Event, Protection};
+use super::known_peers::Distrust;
 use super::machine_tests::{Client, Peer, bob, copies, stored};
 use crate::messaging_wire::{self, Devices, ErrorBody, FixedBytes, error_frame, ok_frame};
 
@@ -87,6 +88,21 @@ fn a_message_of_a_device_that_was_removed_is_shown_and_marked() {
     client.row(phone.envelope(&content, 1, &phone.signing));
     client.answer_devices(&bob, &bob.devices());
     assert_eq!(client.texts(), [("from the phone", Protection::RemovedDevice)]);
+    // The other device is removed too: nobody can be written to, and what was sent before is still shown.
+    let none = Devices { devices: Vec::new(), legacy: true, ..bob.devices() };
+    let last = Content { message_id: "n".into(), text: "the last".into(), ..content };
+    client.machine.known_devices.clear();
+    client.row(phone.envelope(&last, 2, &phone.signing));
+    client.answer_devices(&bob, &none);
+    assert_eq!(client.texts()[1..], [("the last", Protection::RemovedDevice)]);
+    client.machine.known_devices.clear();
+    let uncertified = Content { message_id: "o".into(), certificate: None, ..last };
+    client.events.clear();
+    client.row(phone.envelope(&uncertified, 3, &phone.signing));
+    client.answer_devices(&bob, &none);
+    assert_eq!(client.refusal(), Distrust::Signature);
+    client.send(&bob, false);
+    assert!(matches!(client.sent(), Err(RequestError::Distrusted { source: Distrust::KeysWithheld, .. })));
 }
 
 #[test]

@@ -137,6 +137,8 @@ pub(super) struct KnownDevices {
     asked_at: Instant,
     question: Question,
     pub(super) keys: Result<PeerKeys, Distrust>,
+    /// The pinned identity key, if the server shows it, whatever else it says.
+    pub(super) pinned_key: Option<[u8; 32]>,
     /// The server knows no such party.
     pub(super) is_unknown: bool,
 }
@@ -515,7 +517,10 @@ impl Machine {
             };
             self.done(operation, found);
         }
-        self.known_devices.insert(party.clone(), KnownDevices { asked_at, question, keys, is_unknown });
+        let shown = answer.identity_key.map(|key| key.0);
+        let pinned_key = shown.filter(|key| fingerprint == Some(Fingerprint::of(key)));
+        let known = KnownDevices { asked_at, question, keys, pinned_key, is_unknown };
+        self.known_devices.insert(party.clone(), known);
         self.advance(now);
     }
 

@@ -254,8 +254,12 @@ impl Machine {
             known = self.devices_of(from, after, now);
         }
         let Some(known) = known else { return Ok(None) };
-        let PeerKeys::Devices { devices, identity_key, .. } = known.keys? else {
-            return Err(Distrust::Signature);
+        let (devices, identity_key) = match (known.keys, known.pinned_key) {
+            (Ok(PeerKeys::Devices { devices, identity_key, .. }), _) => (devices, identity_key),
+            (Ok(PeerKeys::Legacy), _) => return Err(Distrust::Signature),
+            // The sender has removed its last device.
+            (Err(Distrust::KeysWithheld), Some(identity_key)) => (Vec::new(), identity_key),
+            (Err(distrust), _) => return Err(distrust),
         };
         let envelope = Envelope {
             from: &message.from,
