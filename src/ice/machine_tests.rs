@@ -250,6 +250,23 @@ fn a_peer_that_takes_one_nomination_gets_no_second_one_for_a_shorter_path_of_the
     }
 }
 
+#[test]
+fn pairs_join_only_addresses_that_can_reach_each_other() {
+    let mut network = Network::new([Nat::Open, Nat::Open], false, 1);
+    let (now, agent) = (network.now, &mut network.sides[0].agent);
+    let addresses = ["192.0.2.1:1", "127.0.0.1:2", "[2001:db8::1]:3", "[fe80::1]:4", "[::1]:5"];
+    for address in addresses {
+        agent.add_local_candidate(now, Candidate::host(CandidateTransport::Udp, address.parse().unwrap(), 1));
+        let candidate = Candidate::host(CandidateTransport::Udp, address.parse().unwrap(), 1);
+        agent.add_remote_candidate(now, candidate.to_string().parse().unwrap());
+    }
+    let mut ports: Vec<(u16, u16)> =
+        agent.current.pairs.iter().map(|pair| (pair.key.local.port(), pair.key.remote.port())).collect();
+    ports.retain(|(local, _)| *local < 10);
+    ports.sort_unstable();
+    assert_eq!(ports, [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]);
+}
+
 /// A check that an attacker sends.
 pub(super) fn forged(agent: &IceAgent, password: &str) -> Vec<u8> {
     Builder::new(Class::Request, Method::BINDING, TransactionId::new([9; 12]))
