@@ -27,6 +27,7 @@ mod first_start;
 mod fuzz_corpora;
 mod gateway;
 mod gateway_agents;
+mod ice_world;
 mod judges;
 mod keys;
 mod lab;
