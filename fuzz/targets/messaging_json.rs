@@ -99,9 +99,9 @@ impl World {
             acknowledgeable: BTreeMap::new(),
         };
         // The accounts exist, each with one of its two devices: registrations would take most of the time of an input.
-        for user in 0..USERS.len() {
+        for (user, name) in USERS.into_iter().enumerate() {
             let account = Account {
-                name: USERS[user].to_owned(),
+                name: name.to_owned(),
                 password_hash: None,
                 identity_key: Some(keys::identity(user).public()),
                 created_at_ms: 0,

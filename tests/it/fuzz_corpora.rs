@@ -1,5 +1,10 @@
 //! The corpora and regressions of `fuzz/`, replayed without a fuzzer.
 
+#![allow(
+    clippy::duplicate_mod,
+    reason = "targets share files; for the fuzzer each target is a crate of its own"
+)]
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

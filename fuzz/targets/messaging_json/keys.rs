@@ -13,9 +13,11 @@ pub(super) const DEVICES: usize = 2;
 
 const MOST_SIGNATURES: usize = 10_000;
 
+/// By the key and what it has signed.
+type Signatures = HashMap<([u8; 32], Vec<u8>), [u8; 64]>;
+
 thread_local! {
-    /// By the key and what it has signed.
-    static SIGNATURES: RefCell<HashMap<([u8; 32], Vec<u8>), [u8; 64]>> = RefCell::default();
+    static SIGNATURES: RefCell<Signatures> = RefCell::default();
 }
 
 pub(super) struct SigningKey(Ed25519KeyPair);
