@@ -8,6 +8,7 @@ use super::error::{ConnectError, Refusal, RegistrationError};
 use super::path::{PathInfo, PathKind};
 use super::quic;
 use super::relay_reason::RelayReason;
+use super::resumption::{ResumedCall, Resumption};
 use super::session::{NO_PATH, Session, SessionConfig, SessionFailure, SessionOutput};
 use super::signaling_client::{ServerEvent, SignalingClient, SignalingError};
 use super::tunnel::Tunnel;
@@ -26,6 +27,10 @@ const END_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a session without a path waits for one, and how long if its server is gone too.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
 const SERVER_LOSS_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a path may be lost, or the network new, before the other side is called again.
+const RESUME_DELAY: Duration = Duration::from_millis(1000);
+/// How long a direct path may be lost to the relay before the other side is called again.
+const DOWNGRADE_DELAY: Duration = Duration::from_secs(5);
 /// Application error code of a connection whose path is lost for good.
 const LOST: u32 = 3;
 /// Deadline of a timer that is not needed.
@@ -89,8 +94,8 @@ pub(super) async fn negotiate(
     config: SessionConfig,
     request: CallRequest,
     auth: CallAuth,
-    signaling: SignalingClient,
-    events: mpsc::Receiver<ServerEvent>,
+    (signaling, events): (SignalingClient, mpsc::Receiver<ServerEvent>),
+    resumption: Resumption,
 ) -> Result<(InitialKey, PathHandle), ConnectError> {
     let (ready, is_ready) = oneshot::channel();
     let (path, path_rx) = watch::channel(None);
@@ -101,7 +106,10 @@ pub(super) async fn negotiate(
     let local = local.map_err(|error| ConnectError::Setup(error.into()))?;
     resources.send(EngineCommand::Begin(config.role, local));
     let task = CallTask {
-        session: Session::new(config),
+        session: Session::new(config.clone()),
+        config,
+        resumption,
+        events,
         resources,
         signaling,
         auth,
@@ -116,7 +124,7 @@ pub(super) async fn negotiate(
         signaling_lost,
         lost_since: None,
     };
-    let task = tokio::spawn(task.run(request, events, stop_rx));
+    let task = tokio::spawn(task.run(request, stop_rx));
     let handle = PathHandle::new(path_rx, signaling_lost_rx, stop, task);
     // A task that ended without a word has lost the server.
     let result = is_ready.await.unwrap_or_else(|_| Err(signaling_lost_error(server)));
@@ -154,6 +162,10 @@ type PendingCall = JoinHandle<Result<ResponseBody, SignalingError>>;
 
 struct CallTask {
     session: Session,
+    config: SessionConfig,
+    /// How the session goes on when it has lost its path.
+    resumption: Resumption,
+    events: mpsc::Receiver<ServerEvent>,
     resources: CallResources,
     signaling: SignalingClient,
     auth: CallAuth,
@@ -177,20 +189,18 @@ struct CallTask {
 }
 
 impl CallTask {
-    async fn run(
-        mut self,
-        request: CallRequest,
-        mut events: mpsc::Receiver<ServerEvent>,
-        mut stop: mpsc::Receiver<String>,
-    ) {
-        self.start(request);
+    async fn run(mut self, request: CallRequest, mut stop: mpsc::Receiver<String>) {
+        self.start(time::now().mono, request);
         let reason = loop {
             self.apply_outputs().await;
-            let timers = [self.session.poll_timeout(), self.loss_deadline()];
+            let timers = [self.session.poll_timeout(), self.loss_deadline(), self.resumption.due()];
             let due = timers.into_iter().flatten().min().unwrap_or_else(|| time::now().mono + FAR);
             tokio::select! {
                 reason = stop.recv() => break reason,
-                Some(event) = events.recv() => self.handle_server_event(event).await,
+                Some(event) = self.events.recv() => self.handle_server_event(event).await,
+                resumed = self.resumption.next() => if let Some(resumed) = resumed {
+                    self.handle_resumption(resumed);
+                },
                 Some(event) = self.resources.events.recv() => self.handle_engine_event(time::now().mono, event),
                 response = response(&mut self.pending_call) => {
                     self.pending_call = None;
@@ -202,8 +212,7 @@ impl CallTask {
         self.close(reason).await;
     }
 
-    fn start(&mut self, mut request: CallRequest) {
-        let now = time::now().mono;
+    fn start(&mut self, now: Instant, mut request: CallRequest) {
         match &mut request {
             CallRequest::Outgoing { .. } => self.session.dial(now),
             CallRequest::Incoming { token, offer, .. } => {
@@ -230,7 +239,7 @@ impl CallTask {
             }
             SessionOutput::Start { ufrag, pwd } => match IceCredentials::new(&ufrag, &pwd) {
                 Ok(credentials) => self.resources.send(EngineCommand::Start(credentials)),
-                Err(error) => self.resolve(Err(ConnectError::Handshake(error.into()))),
+                Err(error) => self.fail(ConnectError::Handshake(error.into())),
             },
             SessionOutput::Candidate(text) => self.resources.send(EngineCommand::Candidate(text)),
             SessionOutput::EndOfCandidates => self.resources.send(EngineCommand::EndOfCandidates),
@@ -238,7 +247,7 @@ impl CallTask {
                 self.reason = reason;
                 self.publish_path();
             }
-            SessionOutput::Failed(failure) => self.resolve(Err(failure.into())),
+            SessionOutput::Failed(failure) => self.fail(failure.into()),
         }
     }
 
@@ -257,6 +266,19 @@ impl CallTask {
         }
     }
 
+    /// Ends the call before its first path; later only an attempt to resume it.
+    fn fail(&mut self, error: ConnectError) {
+        if self.ready.is_some() {
+            return self.resolve(Err(error));
+        }
+        tracing::debug!(%error, "the session was not resumed");
+        match error {
+            // The listener does not know the session any more.
+            ConnectError::Refused(_) => self.lose(),
+            _ => self.resumption.retry(time::now().mono),
+        }
+    }
+
     fn resolve(&mut self, result: Result<InitialKey, ConnectError>) {
         if let Some(ready) = self.ready.take() {
             let _ = ready.send(result);
@@ -267,11 +289,11 @@ impl CallTask {
         match event {
             ServerEvent::Request(request) => self.handle_request(time::now().mono, *request).await,
             ServerEvent::CallFailed { code, .. } | ServerEvent::TagLost(code) => {
-                self.resolve(Err(ConnectError::from_code(code, None)));
+                self.fail(ConnectError::from_code(code, None));
             }
             ServerEvent::Closed => {
                 self.signaling_lost.send_replace(true);
-                self.resolve(Err(signaling_lost_error(self.resources.server)));
+                self.fail(signaling_lost_error(self.resources.server));
             }
         }
     }
@@ -318,7 +340,7 @@ impl CallTask {
             self.session.handle_offer(now, ice);
         } else {
             let forged = "its answer was not made for this call";
-            self.resolve(Err(ConnectError::Handshake(forged.into())));
+            self.fail(ConnectError::Handshake(forged.into()));
         }
     }
 
@@ -329,9 +351,9 @@ impl CallTask {
                 self.session.handle_token(time::now().mono);
             }
             Ok(ResponseBody::Failed { code, em, .. }) => {
-                self.resolve(Err(ConnectError::from_code(code, Some(em))));
+                self.fail(ConnectError::from_code(code, Some(em)));
             }
-            Ok(_) | Err(_) => self.resolve(Err(signaling_lost_error(self.resources.server))),
+            Ok(_) | Err(_) => self.fail(signaling_lost_error(self.resources.server)),
         }
     }
 
@@ -341,22 +363,65 @@ impl CallTask {
             EngineEvent::Gathered => self.session.handle_gathered(now),
             EngineEvent::Nat(nat) => self.session.handle_nat(now, nat),
             EngineEvent::Selected(active) => {
+                if self.active.is_some_and(|before| before.path < active.path) {
+                    // The other side's addresses may have changed.
+                    self.resumption.schedule_exchange(now + DOWNGRADE_DELAY);
+                }
                 self.active = Some(active);
                 self.session.handle_active(Some(active.path));
                 self.publish_path();
                 self.resolve(Ok(self.auth.initial_key()));
             }
-            EngineEvent::Connected => self.lost_since = None,
-            EngineEvent::Disconnected => self.lost_since = self.lost_since.or(Some(now)),
+            EngineEvent::Connected => {
+                self.lost_since = None;
+                self.resumption.handle_connected();
+            }
+            EngineEvent::Disconnected => {
+                self.lost_since = self.lost_since.or(Some(now));
+                self.resumption.schedule(now + RESUME_DELAY);
+            }
+            EngineEvent::NetworkChanged if self.ready.is_none() => {
+                self.resumption.schedule_exchange(now + RESUME_DELAY);
+            }
+            EngineEvent::NetworkChanged => {}
+            EngineEvent::Restarted => self.continue_call(now),
             EngineEvent::Failed => self.session.handle_failed(),
         }
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
+        self.resumption.handle_timeout(now);
         if self.loss_deadline().is_some_and(|at| at <= now) {
-            self.lost_since = None;
-            self.resources.endpoint.close(LOST.into(), b"no path answers");
+            self.lose();
+        }
+    }
+
+    /// Ends a session whose path is lost for good.
+    fn lose(&mut self) {
+        self.lost_since = None;
+        self.resumption = Resumption::None;
+        self.resources.endpoint.close(LOST.into(), b"no path answers");
+    }
+
+    /// Begins a call that resumes the session: ICE is restarted, then the description is sent with all candidates.
+    fn handle_resumption(&mut self, resumed: ResumedCall) {
+        let ResumedCall { signaling, events, request, auth, ufrag, pwd, relay } = resumed;
+        let Ok(local) = IceCredentials::new(&ufrag, &pwd) else { return };
+        self.signaling_lost.send_replace(false);
+        (self.signaling, self.events, self.auth) = (signaling, events, auth);
+        (self.answered, self.pending_call, self.token) = (false, None, None);
+        self.config = SessionConfig { ufrag, pwd, own_relay: relay.is_some(), ..self.config.clone() };
+        self.session = Session::new(self.config.clone());
+        self.request = Some(request);
+        self.resources.send(EngineCommand::Relay(relay));
+        self.resources.send(EngineCommand::Restart(local));
+    }
+
+    /// ICE was restarted, and the session has the candidates.
+    fn continue_call(&mut self, now: Instant) {
+        if let Some(request) = self.request.take() {
+            self.start(now, request);
         }
     }
 

@@ -4,6 +4,7 @@
 //! tags and the connector's fragment, and the answer one over both tags and both fragments. The ICE passwords are derived and never sent. The
 //! listener's password and the key of QUIC's Initial packets depend on both fragments. Therefore an answer or a packet of one call is
 //! invalid in any other, and the server, which sees all signalling, can neither answer a connectivity check nor begin a handshake.
+//! A call that resumes a session states the fragment of the session's first call, under the MAC of its offer.
 //! [`ReplayCache`] detects a repeated offer.
 
 use super::keys::{AgentRole, Secret};
@@ -46,12 +47,18 @@ pub(super) struct CallAuth {
     connector: String,
     /// The listener's fragment; the connector learns it from the answer.
     listener: String,
+    /// The connector's fragment of the session that the call resumes.
+    resumed: Option<String>,
 }
+
+/// The option of an offer that resumes a session.
+const RESUME: &str = "resume:";
 
 impl CallAuth {
     /// Returns the connector's side of a call from `caller`, whose fragment is `ufrag`, to `callee`.
     pub(super) fn of_connector(secret: &Secret, [caller, callee]: [&Tag; 2], ufrag: &str) -> Self {
         Self {
+            resumed: None,
             role: AgentRole::Connector,
             key: secret.call_key(),
             caller: caller.clone(),
@@ -59,6 +66,16 @@ impl CallAuth {
             connector: ufrag.to_owned(),
             listener: String::new(),
         }
+    }
+
+    /// Makes the call resume the session whose first call had this connector's fragment.
+    pub(super) fn resuming(self, ufrag: &str) -> Self {
+        Self { resumed: Some(ufrag.to_owned()), ..self }
+    }
+
+    /// Returns the connector's fragment of the session that the call resumes.
+    pub(super) fn resumed(&self) -> Option<&str> {
+        self.resumed.as_deref()
     }
 
     /// Verifies the offer of `caller` to `callee`, whose fragment is `ufrag`, and puts the connector's ICE password into it. `None` if its
@@ -69,9 +86,11 @@ impl CallAuth {
         offer: &mut IceDescription,
         ufrag: &str,
     ) -> Option<Self> {
+        let resumed = offer.opts.iter().find_map(|option| option.strip_prefix(RESUME)).map(str::to_owned);
         let auth = Self {
             role: AgentRole::Listener,
             listener: ufrag.to_owned(),
+            resumed,
             ..Self::of_connector(secret, [caller, callee], offer.ufrag.as_ref()?)
         };
         let is_valid = same(&auth.offer_mac(), offer.pwd.as_ref()?);
@@ -89,6 +108,9 @@ impl CallAuth {
 
     /// Puts this side's MAC into its offer or answer, in the place of the ICE password.
     pub(super) fn sign(&self, ice: &mut IceDescription) {
+        if self.role == AgentRole::Connector {
+            ice.opts.extend(self.resumed.iter().map(|ufrag| format!("{RESUME}{ufrag}")));
+        }
         ice.pwd = Some(match self.role {
             AgentRole::Connector => self.offer_mac(),
             AgentRole::Listener => self.answer_mac(),
@@ -107,7 +129,9 @@ impl CallAuth {
     }
 
     fn offer_mac(&self) -> String {
-        text(&mac(&self.key, b"offer", &[self.caller.as_str(), self.callee.as_str(), &self.connector]))
+        let parts = [self.caller.as_str(), self.callee.as_str(), &self.connector];
+        let parts: Vec<&str> = parts.into_iter().chain(self.resumed.as_deref()).collect();
+        text(&mac(&self.key, b"offer", &parts))
     }
 
     fn answer_mac(&self) -> String {

@@ -10,6 +10,7 @@ use super::gateway_fallback;
 use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
 use super::quic;
+use super::resumption::{Callee, Resumption};
 use super::session::SessionConfig;
 use super::signaling_client::{self, Registered, RegistrationParams, ServerEvent, SignalingClient};
 use super::ticket::Ticket;
@@ -85,9 +86,17 @@ impl Agent {
         config.own_relay = relay.is_some();
         resources.send(EngineCommand::Relay(relay));
         let auth = CallAuth::of_connector(&ticket.secret, [&registered.tag, &callee], &config.ufrag);
+        let resumption = Resumption::of_connector(Callee {
+            server: server.clone(),
+            key: self.config.key.clone(),
+            secret: ticket.secret.clone(),
+            tag: callee.clone(),
+            ufrag: config.ufrag.clone(),
+        });
         let request = CallRequest::Outgoing { tag: registered.tag, callee };
         let endpoint = resources.endpoint.clone();
-        let (initial, path) = call::negotiate(resources, config, request, auth, signaling, events_rx).await?;
+        let (initial, path) =
+            call::negotiate(resources, config, request, auth, (signaling, events_rx), resumption).await?;
         handshake(endpoint, (&ticket.secret, AgentRole::Connector), initial, path).await
     }
 

@@ -67,6 +67,8 @@ pub(super) enum EngineCommand {
     SecondServer(SocketAddr),
     /// The role and the local ICE credentials.
     Begin(AgentRole, IceCredentials),
+    /// New local ICE credentials. All candidates are reported again, then [`EngineEvent::Restarted`]; the path stays until a new one works.
+    Restart(IceCredentials),
     /// The remote ICE credentials: checks start.
     Start(IceCredentials),
     /// A remote candidate in the syntax of RFC 8839.
@@ -101,6 +103,10 @@ pub(super) enum EngineEvent {
     Nat(NatType),
     /// Data goes over this path from now on, or its round-trip time is known now.
     Selected(ActivePath),
+    /// ICE was restarted, and the candidates have been reported.
+    Restarted,
+    /// The host has other addresses.
+    NetworkChanged,
     /// No path answers; checks go on.
     Disconnected,
     /// A path answers again.

@@ -154,6 +154,7 @@ impl IceEngine {
             EngineCommand::Relay(credentials) => self.set_relay(now, credentials),
             EngineCommand::SecondServer(server) => self.gathering.set_second_server(now, server),
             EngineCommand::Begin(role, credentials) => self.begin(now, role, credentials),
+            EngineCommand::Restart(credentials) => self.restart(now, credentials),
             EngineCommand::Start(credentials) => {
                 if let Some(agent) = &mut self.agent {
                     agent.set_remote_credentials(now, credentials);
@@ -185,6 +186,24 @@ impl IceEngine {
         self.agent = Some(agent);
     }
 
+    fn restart(&mut self, now: Instant, credentials: IceCredentials) {
+        if let Some(agent) = &mut self.agent {
+            agent.restart_with(now, credentials);
+        }
+        for candidate in self.candidates.iter().filter(|candidate| !self.is_hidden(candidate)) {
+            self.queues.send(EngineEvent::Candidate(candidate.to_string()));
+        }
+        if self.gathered {
+            self.queues.send(EngineEvent::Gathered);
+        }
+        self.queues.send(EngineEvent::Restarted);
+    }
+
+    /// Returns whether a local candidate is not told to the other side.
+    fn is_hidden(&self, candidate: &Candidate) -> bool {
+        self.config.policy == PathPolicy::RelayOnly && candidate.kind != CandidateKind::Relayed
+    }
+
     /// Returns whether checks are sent from a local candidate.
     fn is_usable(&self, candidate: &Candidate) -> bool {
         let is_relayed = candidate.kind == CandidateKind::Relayed;
@@ -197,9 +216,7 @@ impl IceEngine {
     }
 
     fn add_candidate(&mut self, now: Instant, candidate: Candidate) {
-        let is_hidden =
-            self.config.policy == PathPolicy::RelayOnly && candidate.kind != CandidateKind::Relayed;
-        if !is_hidden {
+        if !self.is_hidden(&candidate) {
             self.queues.send(EngineEvent::Candidate(candidate.to_string()));
         }
         if self.is_usable(&candidate)
@@ -405,6 +422,7 @@ impl IceEngine {
 
     fn handle_network_change(&mut self, now: Instant) {
         tracing::debug!("the network has changed");
+        self.queues.send(EngineEvent::NetworkChanged);
         self.open_ports(now);
         self.gathering.refresh(now);
         let (server_port, ports) = (self.server_port(), self.ports.clone());

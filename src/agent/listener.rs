@@ -10,6 +10,7 @@ use super::gateway_fallback::GatewayListener;
 use super::keys::AgentRole;
 use super::path::PathPolicy;
 use super::quic;
+use super::resumption::{ResumedCall, Resumption};
 use super::session::SessionConfig;
 use super::signaling_client::{RegistrationParams, ServerEvent};
 use super::ticket::Ticket;
@@ -32,7 +33,7 @@ const QUEUE: usize = 64;
 /// Capacity of the replay cache; about 2 MiB.
 const REPLAY_CACHE: usize = 16_384;
 /// The first and the longest wait before a reconnection, each with jitter.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
 /// How long a listener is ready for its next call; later it gathers when it is called.
 const SPARE_TIME: Duration = Duration::from_secs(600);
 /// How often a dropped listener checks whether its last call has ended.
@@ -90,6 +91,7 @@ impl Listener {
             session,
             registered_at: time::now().mono,
             calls: HashMap::new(),
+            sessions: HashMap::new(),
             replay_cache: ReplayCache::new(REPLAY_CACHE),
             accepted,
             backoff: Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng()),
@@ -126,6 +128,8 @@ struct ListenerTask {
     session: ServerSession,
     registered_at: Instant,
     calls: HashMap<Token, mpsc::Sender<ServerEvent>>,
+    /// The sessions that can be resumed, by the connector's fragment of their first call.
+    sessions: HashMap<String, mpsc::Sender<ResumedCall>>,
     replay_cache: ReplayCache,
     accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
@@ -163,7 +167,7 @@ impl ListenerTask {
                 }
                 () = sleep(CLOSING_CHECK), if self.closing => {
                     // Calls that still run need the signalling for late candidates.
-                    if self.calls.values().all(mpsc::Sender::is_closed) {
+                    if self.is_abandoned() {
                         return;
                     }
                     continue;
@@ -185,7 +189,7 @@ impl ListenerTask {
                     self.end_calls();
                     tokio::select! {
                         () = self.network.wait_to_retry(&mut self.backoff) => {}
-                        () = self.accepted.closed() => return,
+                        () = abandoned(&self.accepted, &self.sessions) => return,
                     }
                     match self.reconnect().await {
                         Some(new) => events = new,
@@ -221,7 +225,7 @@ impl ListenerTask {
                     self.network.wait_after_change(&mut self.backoff).await;
                     continue;
                 }
-                () = self.accepted.closed() => return None,
+                () = abandoned(&self.accepted, &self.sessions) => return None,
             };
             let lost = match attempt {
                 Ok(session) if session.registered.tag.as_str() == self.ticket.tag => {
@@ -245,9 +249,15 @@ impl ListenerTask {
             }
             tokio::select! {
                 () = self.network.wait_to_retry(&mut self.backoff) => {}
-                () = self.accepted.closed() => return None,
+                () = abandoned(&self.accepted, &self.sessions) => return None,
             }
         }
+    }
+
+    /// Returns whether no call and no session needs the signalling any more.
+    fn is_abandoned(&self) -> bool {
+        self.calls.values().all(mpsc::Sender::is_closed)
+            && self.sessions.values().all(mpsc::Sender::is_closed)
     }
 
     async fn handle_request(&mut self, request: Request) {
@@ -288,6 +298,12 @@ impl ListenerTask {
         self.renew_credentials().await;
         let (events, events_rx) = mpsc::channel(QUEUE);
         self.calls.insert(token.clone(), events);
+        if let Some(session) = auth.resumed().map(str::to_owned) {
+            return self.resume(session, (mid, token, offer), auth, (ufrag, events_rx)).await;
+        }
+        let (resumed, resumed_rx) = mpsc::channel(1);
+        self.sessions.retain(|_, session| !session.is_closed());
+        self.sessions.insert(offer.ufrag.clone().unwrap_or_default(), resumed);
         let own_relay = connect::relay_credentials(&self.session.registered.ice_servers).is_some();
         let (policy, pwd) = (self.engine.policy, auth.listener_password());
         let config = SessionConfig { role: AgentRole::Listener, policy, ufrag, pwd, own_relay };
@@ -307,12 +323,43 @@ impl ListenerTask {
         let (endpoint, accepted) = (resources.endpoint.clone(), self.accepted.clone());
         tokio::spawn(async move {
             let connected = async {
-                let negotiated = call::negotiate(resources, config, request, auth, client, events_rx);
+                let negotiated = call::negotiate(
+                    resources,
+                    config,
+                    request,
+                    auth,
+                    (client, events_rx),
+                    Resumption::Listener(resumed_rx),
+                );
                 let (initial, path) = negotiated.await?;
                 connect::handshake(endpoint, (&secret, AgentRole::Listener), initial, path).await
             };
             let _ = accepted.send(connected.await).await;
         });
+    }
+
+    /// Passes a call that resumes a session to the session's task.
+    async fn resume(
+        &mut self,
+        session: String,
+        (mid, token, offer): (Option<i64>, Token, IceDescription),
+        auth: CallAuth,
+        (ufrag, events): (String, mpsc::Receiver<ServerEvent>),
+    ) {
+        let call = ResumedCall {
+            signaling: self.session.client.clone(),
+            events,
+            request: CallRequest::Incoming { mid, token: token.clone(), offer },
+            pwd: auth.listener_password(),
+            auth,
+            ufrag,
+            relay: connect::relay_credentials(&self.session.registered.ice_servers),
+        };
+        let is_known = self.sessions.get(&session).is_some_and(|session| session.try_send(call).is_ok());
+        if !is_known {
+            self.calls.remove(&token);
+            self.refuse((MessageType::Notify, mid), token, ErrorCode::NotAllowed).await;
+        }
     }
 
     /// Starts what a call needs.
@@ -340,11 +387,12 @@ impl ListenerTask {
     ) -> Result<CallAuth, ErrorCode> {
         let tags = [caller, &self.session.registered.tag];
         let auth = CallAuth::of_listener(&self.ticket.secret, tags, offer, ufrag);
-        if self.closing {
+        let is_new = auth.as_ref().is_none_or(|auth| auth.resumed().is_none());
+        if self.closing && is_new {
             return Err(ErrorCode::TooMany);
         }
         let auth = auth.ok_or(ErrorCode::NotAllowed)?;
-        if self.calls.len() >= MAX_CALLS {
+        if self.calls.len() >= MAX_CALLS && is_new {
             return Err(ErrorCode::TooMany);
         }
         if !self.replay_cache.insert(offer.ufrag.as_deref().unwrap_or_default()) {
@@ -363,5 +411,16 @@ impl ListenerTask {
             self.session.registered = registered;
             self.registered_at = now;
         }
+    }
+}
+
+/// Waits until the [`Listener`] was dropped and its last session has ended.
+async fn abandoned(
+    accepted: &mpsc::Sender<Result<Connection, ConnectError>>,
+    sessions: &HashMap<String, mpsc::Sender<ResumedCall>>,
+) {
+    accepted.closed().await;
+    for session in sessions.values() {
+        session.closed().await;
     }
 }

@@ -33,6 +33,7 @@
 //! | `path` | the path in use | pure |
 //! | `tunnel`, `outlet`, `datagram_queue` | one socket of QUIC over whatever path | tokio |
 //! | `quic`, `connection` | QUIC and its streams | tokio |
+//! | `resumption` | how a session goes on after a loss of its path, addresses or server | tokio |
 //! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
 //! | `publish` | a TCP service at a gateway | tokio |
@@ -62,6 +63,7 @@ mod quic;
 mod relay_client;
 mod relay_reason;
 mod relay_stream;
+mod resumption;
 mod session;
 mod signaling_client;
 mod ticket;

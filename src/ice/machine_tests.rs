@@ -244,7 +244,7 @@ fn a_peer_that_takes_one_nomination_gets_no_second_one_for_a_shorter_path_of_the
         let key = super::pair::PairKey { local: other, ..selected };
         let pair = agent.current.pair_mut(key).unwrap();
         pair.state = super::pair::PairState::Succeeded;
-        pair.round_trip = Some(millis(1));
+        pair.best_round_trip = Some(millis(1));
         agent.select(now);
         assert_eq!(agent.selected == Some(key), is_taken);
     }

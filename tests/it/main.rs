@@ -46,6 +46,7 @@ mod raw_turn;
 mod recording_proxy;
 mod reverse_proxy;
 mod safety;
+mod sessions;
 mod signaling_client;
 mod signaling_ports;
 mod startup;

@@ -162,6 +162,13 @@ impl TestServer {
         self.begin();
     }
 
+    /// Kills a server on a host of the laboratory and starts it anew, with the same configuration and state.
+    pub(crate) fn restart_on(&mut self, host: &Host) {
+        self.kill();
+        let command = host.command(env!("CARGO_BIN_EXE_ginnel"));
+        self.process = serve(command, &self.folder.path().join("ginnel.toml"));
+    }
+
     /// Kills it.
     pub(crate) fn kill(&mut self) {
         self.process.signal("KILL");

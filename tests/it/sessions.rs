@@ -1,0 +1,250 @@
+//! What happens in the middle of an agents' session: the server restarts, an address changes, UDP is blocked, a path dies, an agent is stopped.
+//!
+//! Lines flow from the connector to the listener all the time. Each test breaks something and expects that lines arrive again, in order and without
+//! a gap. Each prints how long the interruption lasts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Host, NatKind, Net};
+use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
+use crate::tools;
+use crate::waiting::pause_under_test;
+
+const UP: Duration = Duration::from_secs(30);
+/// Between two lines.
+const PACE: Duration = Duration::from_millis(20);
+/// How long an interruption may last in a test.
+const BACK: Duration = Duration::from_secs(40);
+
+/// A session with lines in flight.
+struct Talk {
+    listener: Proc,
+    connector: Proc,
+    arrivals: Receiver<(u64, Instant)>,
+    last: u64,
+}
+
+fn agent(name: &str, host: &Host, arguments: &[&str], key: &str) -> Proc {
+    let mut command = host.command(env!("CARGO_BIN_EXE_agent"));
+    command.args(arguments).arg("--json").env("AGENT_KEY", key).env_remove("AGENT_CODE");
+    Proc::start(name, command, Stdout::Pipe)
+}
+
+fn path(line: &str) -> Option<String> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    (event["t"] == "path").then(|| event["kind"].as_str().unwrap_or_default().to_owned())
+}
+
+impl Talk {
+    fn start(server: &TestServer, [listening, connecting]: [&Host; 2], options: &[&str]) -> Self {
+        let (address, key) = (server.address.to_string(), server.key());
+        let arguments = [&["listen", "--server", &address], options].concat();
+        let mut listener = agent("listener", listening, &arguments, &key);
+        let (to_connector, from_listener) = listener.take_pipes();
+        let ticket: String = listener.expect("ticket", UP, |line| {
+            let event: Value = serde_json::from_str(line).ok()?;
+            Some(event["ticket"].as_str()?.to_owned())
+        });
+        let mut connector = agent("connector", connecting, &[&["connect", &ticket], options].concat(), &key);
+        let (mut to_listener, from_connector) = connector.take_pipes();
+        let (arrived, arrivals) = channel();
+        std::thread::spawn(move || {
+            let _keep = (to_connector, from_connector);
+            for line in BufReader::new(from_listener).lines().map_while(Result::ok) {
+                let number = line.parse().expect("a number");
+                if arrived.send((number, Instant::now())).is_err() {
+                    return;
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            for number in 1_u64.. {
+                if writeln!(to_listener, "{number}").is_err() {
+                    return;
+                }
+                std::thread::sleep(PACE);
+            }
+        });
+        let mut talk = Self { listener, connector, arrivals, last: 0 };
+        talk.next(UP);
+        talk
+    }
+
+    /// Waits for the next line, which has the next number.
+    fn next(&mut self, within: Duration) -> Instant {
+        let next = self.arrivals.recv_timeout(within);
+        let (number, at) = next.unwrap_or_else(|_| {
+            panic!(
+                "nothing after line {}\n{}\n{}",
+                self.last,
+                self.listener.printed(),
+                self.connector.printed()
+            )
+        });
+        assert_eq!(number, self.last + 1, "a line is missing or repeated");
+        self.last = number;
+        at
+    }
+
+    /// Breaks something, and returns how long no line arrived until lines of after the break did.
+    fn interrupt(&mut self, name: &str, disturb: impl FnOnce()) -> Duration {
+        while self.arrivals.try_recv().map(|(number, _)| self.last = number).is_ok() {}
+        let from = self.next(UP);
+        disturb();
+        // What was sent after the break: later than all that waited meanwhile.
+        let after = Instant::now();
+        let (mut previous, mut longest) = (from, Duration::ZERO);
+        let sent = self.last + u64::try_from((after - from).as_millis() / PACE.as_millis()).unwrap() + 25;
+        while self.last < sent {
+            let at = self.next(BACK);
+            longest = longest.max(at - previous);
+            previous = at;
+        }
+        println!("{name}: {} ms without a line", longest.as_millis());
+        longest
+    }
+
+    fn expect_path(&self, kind: &str) {
+        let is_last = |side: &Proc| side.lines(|line| path(line)).pop().as_deref() == Some(kind);
+        let end = Instant::now() + UP;
+        while !is_last(&self.connector) {
+            assert!(Instant::now() < end, "no {kind} path\n{}", self.connector.printed());
+            self.connector.wait_for(Duration::from_millis(100), |_| None::<()>);
+        }
+    }
+}
+
+/// Drops UDP in both directions, from and to one address or all, until the table is deleted.
+fn block(host: &Host, peer: Option<&str>) {
+    let chain = |name: &str, hook: &str| {
+        let side = if hook == "input" { "saddr" } else { "daddr" };
+        let rule =
+            format!("{} meta l4proto udp", peer.map(|peer| format!("ip {side} {peer}")).unwrap_or_default());
+        format!("chain {name} {{\n type filter hook {hook} priority -5;\n {rule} drop;\n}}\n")
+    };
+    host.nft(&format!("table inet block {{\n{}{}}}\n", chain("in", "input"), chain("out", "output")));
+}
+
+fn unblock(host: &Host) {
+    host.nft("delete table inet block");
+}
+
+macro_rules! laboratory {
+    () => {
+        if !tools::have_laboratory() {
+            return;
+        }
+    };
+}
+
+#[test]
+fn a_relayed_session_outlives_the_restart_of_its_server() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let mut server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &["--relay-only"]);
+    talk.interrupt("server restarted, relayed", || server.restart_on(&server_host));
+    talk.expect_path("relay");
+}
+
+#[test]
+fn a_direct_session_does_not_notice_the_restart_of_its_server() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let mut server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    let longest = talk.interrupt("server restarted, direct", || server.restart_on(&server_host));
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+}
+
+#[test]
+fn a_session_survives_a_new_address_of_either_side() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    talk.interrupt("connector's address changed", || hosts[1].move_to(32));
+    talk.interrupt("listener's address changed", || hosts[0].move_to(31));
+    talk.expect_path("direct");
+}
+
+#[test]
+fn a_session_goes_on_over_tcp_when_udp_is_blocked_and_returns() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    talk.interrupt("UDP blocked", || block(&hosts[1], None));
+    talk.expect_path("relay");
+    talk.interrupt("UDP allowed", || unblock(&hosts[1]));
+    talk.expect_path("direct");
+}
+
+#[test]
+fn a_dead_direct_path_is_left_for_the_relay_and_used_again() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    talk.interrupt("direct path died", || {
+        block(&hosts[1], Some("203.0.113.21"));
+    });
+    talk.expect_path("relay");
+    unblock(&hosts[1]);
+    talk.expect_path("direct");
+}
+
+#[test]
+fn a_session_survives_a_nat_that_forgets_its_mappings() {
+    laboratory!();
+    let net = Net::new();
+    let server = TestServer::on(&net.island(10));
+    let nats = [21, 22].map(|octet| net.nat(NatKind::PortRestricted, octet));
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    talk.interrupt("NAT restarted", || {
+        nats[1].forget_after(1);
+        nats[1].cut();
+        pause_under_test(Duration::from_secs(3));
+        nats[1].forget_after(30);
+        nats[1].mend();
+    });
+    talk.expect_path("direct");
+}
+
+#[test]
+fn a_stopped_agent_goes_on_where_it_was() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    let listener = talk.listener.id();
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill").args([name, &listener.to_string()]).status();
+        assert!(status.unwrap().success());
+    };
+    let seconds = tools::switch("GINNEL_SUSPEND_SECONDS", 5);
+    talk.interrupt("listener suspended", || {
+        signal("-STOP");
+        pause_under_test(Duration::from_secs(seconds as u64));
+        signal("-CONT");
+    });
+    talk.expect_path("direct");
+}
