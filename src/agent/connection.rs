@@ -26,6 +26,8 @@ const ABORTED: u32 = 1;
 const DECLINED: u32 = 2;
 /// Time limit for the other side to use what it was sent.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a side that knows that everything was used waits for the other one to know it too.
+const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for the last packet to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Time limit for a server to accept a TCP connection before it counts as gone.
@@ -206,13 +208,10 @@ impl Connection {
                 Err(_) => Err(ended().await),
             }
         };
-        let send = async {
-            match stream.stopped().await {
-                Ok(_) => Ok(()),
-                Err(_) => Err(ended().await),
-            }
-        };
-        tokio::try_join!(receive, send).map(|_| ())
+        receive.await?;
+        // The other side has used everything. It may have left before its acknowledgement arrived.
+        let _ = timeout(LAST_ACK_TIMEOUT, stream.stopped()).await;
+        Ok(())
     }
 
     /// Closes the connection at once; the other side receives `reason`.

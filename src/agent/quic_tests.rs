@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::agent::candidate::CandidatePath;
+use crate::agent::connection::{Connection, PathHandle};
 use crate::agent::datagram_queue::DatagramQueue;
 use crate::agent::engine::{
     Engine, EngineCommand, EngineConfig, EngineEvent, IceImplementation, RelayCredentials,
@@ -13,7 +14,7 @@ use crate::ice::IceCredentials;
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use turn::auth::AuthHandler;
 use turn::relay::relay_static::RelayAddressGeneratorStatic;
 use turn::server::Server;
@@ -173,7 +174,7 @@ impl TestTunnel {
 }
 
 /// Delivers whatever `from` sends to each of `to` in turn.
-fn wire(from: &TestTunnel, to: &[&TestTunnel]) {
+fn wire(from: &TestTunnel, to: &[&TestTunnel]) -> tokio::task::JoinHandle<()> {
     let from = Arc::clone(&from.queue);
     let to: Vec<_> = to.iter().map(|to| Arc::clone(&to.tunnel)).collect();
     tokio::spawn(async move {
@@ -181,7 +182,7 @@ fn wire(from: &TestTunnel, to: &[&TestTunnel]) {
             let datagram = from.next().await;
             to.iter().for_each(|to| to.deliver(datagram.clone()));
         }
-    });
+    })
 }
 
 /// Answers a client's first packet as a server with another version of QUIC would.
@@ -220,6 +221,27 @@ async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() 
     );
     assert!(client.is_ok(), "{:?}", client.err());
     assert!(server.is_ok(), "{:?}", server.err());
+}
+
+/// Its last acknowledgement and its close are lost, and it has left.
+#[tokio::test]
+async fn a_side_whose_peer_has_used_everything_and_left_has_finished() {
+    let (connector, listener) = (TestTunnel::new(), TestTunnel::new());
+    let wires = [wire(&connector, &[&listener]), wire(&listener, &[&connector])];
+    let secret = Secret([1; SECRET_LEN]);
+    let (client, server) = tokio::join!(
+        connector.handshake(&secret, initial(1), AgentRole::Connector),
+        listener.handshake(&secret, initial(1), AgentRole::Listener)
+    );
+    let (client, server) = (client.unwrap(), server.unwrap());
+    let mut done = server.connection.open_uni().await.unwrap();
+    done.write_all(b"done").await.unwrap();
+    done.finish().unwrap();
+    done.stopped().await.unwrap();
+    wires.iter().for_each(tokio::task::JoinHandle::abort);
+    let (path, signaling_lost) = (watch::channel(None).1, watch::channel(false).1);
+    let handle = PathHandle::new(path, signaling_lost, mpsc::channel(1).0, tokio::spawn(async {}));
+    Connection::new(client, handle).finish().await.unwrap();
 }
 
 /// The keys of two calls by one ticket differ, though the certificates are the same.
