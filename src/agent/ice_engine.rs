@@ -22,7 +22,7 @@ use crate::ice::{
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::turn_client::LongTermCredentials;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep_until;
@@ -310,16 +310,16 @@ impl IceEngine {
             tunnel
                 .deliver_message(EngineMessage { source: MessageSource::Stream, bytes: bytes::Bytes::new() });
         });
-        let link = RelayLink::Stream { queue, task };
+        let link = RelayLink::Stream { queue, task, local: None };
         self.relays.clients.push(RelayClient::start(now, server, credentials, link));
         self.relays.stream_used_at = Some(now);
     }
 
     fn handle_message(&mut self, now: Instant, message: EngineMessage) {
         match message.source {
-            MessageSource::StreamOpened => {
+            MessageSource::StreamOpened { local } => {
                 if let Some(relay) = self.relays.clients.iter_mut().find(|relay| relay.is_stream()) {
-                    relay.handle_open(now);
+                    relay.handle_open(now, local);
                 }
             }
             MessageSource::Stream => {
@@ -431,6 +431,7 @@ impl IceEngine {
             relay.migrate(now, server_port.clone().filter(|_| is_gone));
         }
         self.relays.failures = 0;
+        self.replace_dead_stream(now);
         if self.relays.clients.is_empty() {
             self.start_udp_relay(now);
         }
@@ -438,6 +439,16 @@ impl IceEngine {
             agent.handle_network_change(now);
         }
         self.set_outlet(now);
+    }
+
+    /// A TCP connection does not survive its address.
+    fn replace_dead_stream(&mut self, now: Instant) {
+        let is_gone = |ip: IpAddr| !self.ports.iter().any(|port| port.local_addr().ip() == ip);
+        let before = self.relays.clients.len();
+        self.relays.clients.retain(|relay| !relay.stream_address().is_some_and(is_gone));
+        if self.relays.clients.len() < before {
+            self.start_stream_relay(now);
+        }
     }
 
     /// No path answers: mappings and allocations may be gone, or UDP may be blocked.

@@ -24,8 +24,8 @@ const MAX_HELD: usize = 32;
 pub(super) enum RelayLink {
     /// By UDP, from the socket of a host candidate.
     Udp(Arc<UdpPort>),
-    /// By TCP; the task writes the queue's frames and ends with the connection.
-    Stream { queue: Arc<DatagramQueue>, task: JoinHandle<()> },
+    /// By TCP; the task writes the queue's frames and ends with the connection. Its local address is known once it is open.
+    Stream { queue: Arc<DatagramQueue>, task: JoinHandle<()>, local: Option<IpAddr> },
 }
 
 /// One allocation.
@@ -79,9 +79,20 @@ impl RelayClient {
         }
     }
 
-    /// Handles that the TCP connection is open.
-    pub(super) fn handle_open(&mut self, now: Instant) {
+    /// Handles that the TCP connection is open, from this local address.
+    pub(super) fn handle_open(&mut self, now: Instant, address: IpAddr) {
+        if let RelayLink::Stream { local, .. } = &mut self.link {
+            *local = Some(address);
+        }
         self.turn.allocate(now);
+    }
+
+    /// Returns the local address of the TCP connection.
+    pub(super) fn stream_address(&self) -> Option<IpAddr> {
+        match &self.link {
+            RelayLink::Udp(_) => None,
+            RelayLink::Stream { local, .. } => *local,
+        }
     }
 
     /// Returns whether the TCP connection has ended.

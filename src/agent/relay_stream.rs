@@ -15,6 +15,9 @@ use tokio::time::timeout;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are not sent yet, at most: what waits in the system adds to every round trip.
 const SEND_BUFFER: usize = 256 << 10;
+/// How long the server may leave data unacknowledged, in milliseconds.
+#[cfg(target_os = "linux")]
+const SILENCE: u32 = 5000;
 const READ_BUFFER: usize = 64 << 10;
 
 /// Connects, then forwards frames until the connection ends.
@@ -26,8 +29,13 @@ pub(super) async fn run(
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(server)).await.map_err(io::Error::from)??;
     stream.set_nodelay(true)?;
     let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
+    limit_silence(&stream)?;
+    let local = stream.local_addr()?.ip();
     let (mut reader, mut writer) = stream.into_split();
-    tunnel.deliver_message(EngineMessage { source: MessageSource::StreamOpened, bytes: Bytes::new() });
+    tunnel.deliver_message(EngineMessage {
+        source: MessageSource::StreamOpened { local },
+        bytes: Bytes::new(),
+    });
     let write = async {
         loop {
             let frame = queue.next().await;
@@ -49,6 +57,18 @@ pub(super) async fn run(
         result = write => result,
         result = read => result,
     }
+}
+
+/// A NAT that forgot the connection answers nothing, and the system would retransmit for minutes.
+#[cfg(target_os = "linux")]
+fn limit_silence(stream: &TcpStream) -> io::Result<()> {
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &SILENCE)?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_silence(_: &TcpStream) -> io::Result<()> {
+    Ok(())
 }
 
 fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {

@@ -53,7 +53,10 @@ pub(super) enum MessageSource {
         remote: SocketAddr,
     },
     /// The TCP connection to the TURN server is open.
-    StreamOpened,
+    StreamOpened {
+        /// Its local address.
+        local: IpAddr,
+    },
     /// The TCP connection to the TURN server.
     Stream,
 }
