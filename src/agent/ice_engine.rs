@@ -275,11 +275,22 @@ impl IceEngine {
         self.relays.is_granted = Some(credentials.is_some());
         self.relays.credentials =
             credentials.map(|relay| Arc::new(LongTermCredentials::new(&relay.username, &relay.password)));
+        self.retry_relays(now);
         if self.relays.credentials.is_some() && self.relays.clients.is_empty() {
             self.relays.patience = Some(now + RELAY_TIME);
             self.start_udp_relay(now);
         }
         self.conclude_gathering(now);
+    }
+
+    /// The server answers again: requests that it has missed are not waited for.
+    fn retry_relays(&mut self, now: Instant) {
+        if self.is_connected || self.relays.clients.is_empty() {
+            return;
+        }
+        self.relays.clients.retain(|relay| relay.is_stream() || relay.relayed().is_some());
+        self.repaired_at = None;
+        self.repair(now);
     }
 
     fn start_udp_relay(&mut self, now: Instant) {
