@@ -369,6 +369,7 @@ impl CallTask {
                 }
                 self.active = Some(active);
                 self.session.handle_active(Some(active.path));
+                self.reason = self.session.reason();
                 self.publish_path();
                 self.resolve(Ok(self.auth.initial_key()));
             }

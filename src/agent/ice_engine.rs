@@ -633,7 +633,14 @@ impl IceEngine {
     /// Tells the call which path is in use, whenever that or its description changes.
     fn tell_path(&mut self) {
         let Some(pair) = self.agent.as_ref().and_then(IceAgent::selected) else { return };
-        let is_relayed = |candidate: &Candidate| candidate.kind == CandidateKind::Relayed;
+        // A relayed address that the peer has not told yet is peer-reflexive. It usually has the address of this side's relay.
+        let is_on_relay = |candidate: &Candidate| {
+            let ip = candidate.address.ip();
+            let mut relayed = self.relays.clients.iter().filter_map(RelayClient::relayed);
+            candidate.kind == CandidateKind::PeerReflexive && relayed.any(|relayed| relayed.ip() == ip)
+        };
+        let is_relayed =
+            |candidate: &Candidate| candidate.kind == CandidateKind::Relayed || is_on_relay(candidate);
         let is_relay = is_relayed(&pair.local) || is_relayed(&pair.remote);
         let path = if is_relay { CandidatePath::Relay } else { CandidatePath::Direct };
         let (local, remote) = (pair.local.address, pair.remote.address);

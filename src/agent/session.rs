@@ -295,6 +295,11 @@ impl Session {
         self.update_path();
     }
 
+    /// Returns why the path in use is not direct.
+    pub(super) fn reason(&self) -> Option<RelayReason> {
+        self.path.and_then(|(_, reason)| reason)
+    }
+
     /// Handles the failure of the ICE engine.
     pub(super) fn handle_failed(&mut self) {
         self.observed.direct_trial_over = true;
