@@ -24,9 +24,8 @@ use tokio::time::{sleep_until, timeout};
 
 /// Time limit for the signalling at the end of a call.
 const END_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long a session without a path waits for one, and how long if its server is gone too.
+/// How long a session without a path waits for one. Without its server too: the network may be away, or the server restarted.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
-const SERVER_LOSS_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a path may be lost, or the network new, before the other side is called again.
 const RESUME_DELAY: Duration = Duration::from_millis(1000);
 /// How long a direct path may be lost to the relay before the other side is called again.
@@ -428,9 +427,7 @@ impl CallTask {
 
     /// Returns when the session ends, while no path answers.
     fn loss_deadline(&self) -> Option<Instant> {
-        let is_server_lost = *self.signaling_lost.borrow();
-        let patience = if is_server_lost { SERVER_LOSS_TIMEOUT } else { LOSS_TIMEOUT };
-        self.lost_since.filter(|_| self.ready.is_none()).map(|since| since + patience)
+        self.lost_since.filter(|_| self.ready.is_none()).map(|since| since + LOSS_TIMEOUT)
     }
 
     fn publish_path(&mut self) {
