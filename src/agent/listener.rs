@@ -163,6 +163,7 @@ impl ListenerTask {
                 }
                 () = self.accepted.closed(), if !self.closing => {
                     self.closing = true;
+                    self.spare = None;
                     continue;
                 }
                 () = sleep(CLOSING_CHECK), if self.closing => {
@@ -373,6 +374,9 @@ impl ListenerTask {
 
     /// Prepares the next call.
     fn prepare_spare(&mut self) {
+        if self.closing {
+            return;
+        }
         self.spare_since = time::now().mono;
         self.spare =
             self.prepare().inspect_err(|error| tracing::debug!(%error, "no sockets for a call")).ok();

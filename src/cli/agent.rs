@@ -273,7 +273,10 @@ impl Listen {
         let connection = loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = interrupted() => return Ok(close_politely().await),
+                () = interrupted() => {
+                    drop(listener);
+                    return Ok(close_politely().await);
+                }
             };
             match accepted {
                 Some(Ok(connection)) => break connection,
