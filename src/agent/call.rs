@@ -272,8 +272,9 @@ impl CallTask {
         }
         tracing::debug!(%error, "the session was not resumed");
         match error {
-            // The listener does not know the session any more.
-            ConnectError::Refused(_) => self.lose(),
+            // The listener does not know the session any more. While a path answers, that is not true.
+            ConnectError::Refused(Refusal::Ticket) if self.lost_since.is_some() => self.lose(),
+            ConnectError::Refused(Refusal::Ticket) => {}
             _ => self.resumption.retry(time::now().mono),
         }
     }

@@ -25,11 +25,14 @@ use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{sleep, sleep_until};
 
 /// Maximum number of calls that are negotiated at a time.
 const MAX_CALLS: usize = 8;
 const QUEUE: usize = 64;
+/// Calls that wait to resume a session: after a suspension several are read at once.
+const RESUMED_CALLS: usize = 8;
 /// Capacity of the replay cache; about 2 MiB.
 const REPLAY_CACHE: usize = 16_384;
 /// The first and the longest wait before a reconnection, each with jitter.
@@ -302,7 +305,7 @@ impl ListenerTask {
         if let Some(session) = auth.resumed().map(str::to_owned) {
             return self.resume(session, (mid, token, offer), auth, (ufrag, events_rx)).await;
         }
-        let (resumed, resumed_rx) = mpsc::channel(1);
+        let (resumed, resumed_rx) = mpsc::channel(RESUMED_CALLS);
         self.sessions.retain(|_, session| !session.is_closed());
         self.sessions.insert(offer.ufrag.clone().unwrap_or_default(), resumed);
         let own_relay = connect::relay_credentials(&self.session.registered.ice_servers).is_some();
@@ -356,11 +359,14 @@ impl ListenerTask {
             ufrag,
             relay: connect::relay_credentials(&self.session.registered.ice_servers),
         };
-        let is_known = self.sessions.get(&session).is_some_and(|session| session.try_send(call).is_ok());
-        if !is_known {
-            self.calls.remove(&token);
-            self.refuse((MessageType::Notify, mid), token, ErrorCode::NotAllowed).await;
-        }
+        let refused = match self.sessions.get(&session).map(|session| session.try_send(call)) {
+            Some(Ok(())) => return,
+            // The connector calls again.
+            Some(Err(TrySendError::Full(_))) => ErrorCode::TooMany,
+            Some(Err(TrySendError::Closed(_))) | None => ErrorCode::NotAllowed,
+        };
+        self.calls.remove(&token);
+        self.refuse((MessageType::Notify, mid), token, refused).await;
     }
 
     /// Starts what a call needs.

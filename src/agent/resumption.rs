@@ -130,7 +130,11 @@ impl Resumption {
     pub(super) async fn next(&mut self) -> Option<ResumedCall> {
         match self {
             Self::Listener(calls) => {
-                let call = calls.recv().await;
+                let mut call = calls.recv().await;
+                // The connector waits for an answer to its latest call only.
+                while let Ok(later) = calls.try_recv() {
+                    call = Some(later);
+                }
                 if call.is_none() {
                     *self = Self::None;
                 }
