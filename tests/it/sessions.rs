@@ -13,13 +13,16 @@ use crate::lab::{Host, NatKind, Net};
 use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
 use crate::tools;
-use crate::waiting::pause_under_test;
+use crate::waiting::{pause_under_test, wait_until};
 
 const UP: Duration = Duration::from_secs(30);
 /// Between two lines.
 const PACE: Duration = Duration::from_millis(20);
 /// How long an interruption may last in a test.
 const BACK: Duration = Duration::from_secs(40);
+
+/// Before the port of the server's addresses, the relayed ones too.
+const SERVER: &str = "203.0.113.10:";
 
 /// A session with lines in flight.
 struct Talk {
@@ -109,6 +112,18 @@ impl Talk {
         longest
     }
 
+    /// A direct path has no reason, and the server is not its remote side.
+    fn assert_paths_are_true(&self) {
+        for side in [&self.listener, &self.connector] {
+            let wrong = side.lines(|line| {
+                let event: Value = serde_json::from_str(line).ok()?;
+                let is_server = event["remote"].as_str().is_some_and(|remote| remote.starts_with(SERVER));
+                (event["kind"] == "direct" && (is_server || !event["reason"].is_null())).then(|| line.clone())
+            });
+            assert_eq!(wrong, [""; 0], "{}", side.printed());
+        }
+    }
+
     fn expect_path(&self, kind: &str) {
         let is_last = |side: &Proc| side.lines(|line| path(line)).pop().as_deref() == Some(kind);
         let end = Instant::now() + UP;
@@ -116,6 +131,7 @@ impl Talk {
             assert!(Instant::now() < end, "no {kind} path\n{}", self.connector.printed());
             self.connector.wait_for(Duration::from_millis(100), |_| None::<()>);
         }
+        self.assert_paths_are_true();
     }
 }
 
@@ -132,6 +148,17 @@ fn block(host: &Host, peer: Option<&str>) {
 
 fn unblock(host: &Host) {
     host.nft("delete table inet block");
+}
+
+/// Stops a process for a time.
+fn stop(id: u32, time: Duration) {
+    let signal = |name: &str| {
+        let status = std::process::Command::new("kill").args([name, &id.to_string()]).status();
+        assert!(status.unwrap().success());
+    };
+    signal("-STOP");
+    pause_under_test(time);
+    signal("-CONT");
 }
 
 macro_rules! laboratory {
@@ -193,6 +220,73 @@ fn a_session_goes_on_over_tcp_when_udp_is_blocked_and_returns() {
 }
 
 #[test]
+fn no_allocation_is_left_when_the_agents_have_ended() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let sockets = || {
+        let listed = std::fs::read_to_string(format!("/proc/{}/net/udp", server.process.id()));
+        listed.unwrap().lines().count()
+    };
+    let before = sockets();
+    let talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    assert!(sockets() > before);
+    talk.connector.signal("INT");
+    wait_until(UP, "an allocation of a session is left", || sockets() == before);
+
+    let arguments = ["listen", "--server", &server.address.to_string()];
+    let mut listener = agent("listener", &hosts[0], &arguments, &server.key());
+    let _pipes = listener.take_pipes();
+    wait_until(UP, "a listener that waits has no allocation", || sockets() > before);
+    listener.signal("INT");
+    wait_until(UP, "an allocation of a listener is left", || sockets() == before);
+}
+
+#[test]
+fn a_tcp_relay_is_replaced_when_its_address_is_gone() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    block(&hosts[1], None);
+    talk.expect_path("relay");
+    talk.interrupt("address changed while UDP is blocked", || hosts[1].move_to(32));
+    talk.expect_path("relay");
+}
+
+#[test]
+fn a_session_that_cannot_be_direct_from_the_start_becomes_so_later() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    block(&hosts[1], None);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("relay");
+    // The call's token has expired then: the new relayed address is not told.
+    pause_under_test(Duration::from_secs(16));
+    talk.interrupt("UDP allowed", || unblock(&hosts[1]));
+    talk.expect_path("direct");
+}
+
+/// The calls of the connector wait for the listener, and only the latest one is still of use.
+#[test]
+fn a_listener_that_was_stopped_for_long_takes_the_latest_of_several_calls() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct");
+    let listener = talk.listener.id();
+    talk.interrupt("listener stopped for long", || stop(listener, Duration::from_secs(30)));
+    talk.expect_path("direct");
+}
+
+#[test]
 fn a_dead_direct_path_is_left_for_the_relay_and_used_again() {
     laboratory!();
     let net = Net::new();
@@ -236,15 +330,7 @@ fn a_stopped_agent_goes_on_where_it_was() {
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
     talk.expect_path("direct");
     let listener = talk.listener.id();
-    let signal = |name: &str| {
-        let status = std::process::Command::new("kill").args([name, &listener.to_string()]).status();
-        assert!(status.unwrap().success());
-    };
     let seconds = tools::switch("GINNEL_SUSPEND_SECONDS", 5);
-    talk.interrupt("listener suspended", || {
-        signal("-STOP");
-        pause_under_test(Duration::from_secs(seconds as u64));
-        signal("-CONT");
-    });
+    talk.interrupt("listener suspended", || stop(listener, Duration::from_secs(seconds as u64)));
     talk.expect_path("direct");
 }
