@@ -13,7 +13,7 @@ use crate::lab::{Host, NatKind, Net};
 use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
 use crate::tools;
-use crate::waiting::{pause_under_test, wait_until};
+use crate::waiting::{pace, pause_under_test, wait_until};
 
 const UP: Duration = Duration::from_secs(30);
 /// Between two lines.
@@ -70,7 +70,7 @@ impl Talk {
                 if writeln!(to_listener, "{number}").is_err() {
                     return;
                 }
-                std::thread::sleep(PACE);
+                pace(PACE);
             }
         });
         let mut talk = Self { listener, connector, arrivals, last: 0 };
