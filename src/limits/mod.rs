@@ -16,7 +16,7 @@
 mod backoff;
 #[cfg(feature = "server")]
 mod keyed_rate;
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 mod prefix;
 #[cfg(any(feature = "server", feature = "cli"))]
 mod queue;
@@ -33,8 +33,10 @@ mod table;
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) use backoff::Backoff;
+#[cfg(any(feature = "server", feature = "gateway-client"))]
+pub use prefix::NetworkPrefix;
 #[cfg(feature = "server")]
-pub use prefix::{NetworkPrefix, PrefixError};
+pub use prefix::PrefixError;
 #[cfg(any(feature = "server", feature = "cli"))]
 pub(crate) use queue::{QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
 #[cfg(any(feature = "server", feature = "agent"))]

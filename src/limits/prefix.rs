@@ -42,18 +42,21 @@ impl NetworkPrefix {
         self.len >= MAPPED && IpAddr::from(self.first).to_canonical().is_ipv4()
     }
 
+    #[cfg(feature = "server")]
     /// Returns what one subscriber usually has: an IPv4 address, or an IPv6 /64.
     #[must_use]
     pub fn subscriber(ip: IpAddr) -> Self {
         Self::new(ip, 32, 64)
     }
 
+    #[cfg(feature = "server")]
     /// Returns what one site usually has: an IPv4 /24, or an IPv6 /48.
     #[must_use]
     pub fn site(ip: IpAddr) -> Self {
         Self::new(ip, 24, 48)
     }
 
+    #[cfg(feature = "server")]
     /// Returns the IPv4 and IPv6 loopback networks.
     #[must_use]
     pub fn loopback() -> Vec<Self> {
@@ -70,6 +73,7 @@ impl NetworkPrefix {
         (bits ^ u128::from_be_bytes(self.first)) & mask(self.len) == 0 && is_ipv4 == self.is_ipv4()
     }
 
+    #[cfg(feature = "server")]
     /// Returns whether `ip` is in one of `list`.
     #[must_use]
     pub fn any_contains(list: &[Self], ip: IpAddr) -> bool {

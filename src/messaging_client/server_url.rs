@@ -2,15 +2,13 @@
 
 use super::error::ClientError;
 use crate::gateway::client::Tls;
-use crate::net::connect;
+use crate::net::dialer::{ALPN_HTTP, DialTarget, Dialer, Duplex};
+use crate::net::proxy_settings::ProxySettings;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Error as WebSocketError;
 use tokio_tungstenite::tungstenite::http::Uri;
@@ -35,11 +33,6 @@ pub struct ServerUrl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a server is HOST[:PORT], wss://HOST[:PORT] or ws://HOST[:PORT]")]
 pub struct ServerUrlError;
-
-/// A stream of bytes.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 pub(super) type Socket = WebSocketStream<Box<dyn Duplex>>;
 
@@ -67,14 +60,16 @@ impl ServerUrl {
     }
 
     async fn open(&self, tls: &Tls) -> io::Result<Socket> {
-        let mut addresses: Vec<SocketAddr> = lookup_host((self.host.as_str(), self.port)).await?.collect();
-        addresses.sort_by_key(SocketAddr::is_ipv6);
-        let (stream, _) = connect::connect(&addresses).await?;
-        let _ = stream.set_nodelay(true);
-        let stream: Box<dyn Duplex> = match self.has_tls {
-            true => Box::new(tls.connect(stream, &self.host, &[b"http/1.1"]).await?),
-            false => Box::new(stream),
+        let dialer = Dialer { tls: tls.clone(), proxies: ProxySettings::default() };
+        let alpn: &[&[u8]] = &[ALPN_HTTP];
+        let target = DialTarget {
+            host: &self.host,
+            port: self.port,
+            address: None,
+            tls: self.has_tls.then_some(alpn),
+            send_buffer: None,
         };
+        let stream = dialer.dial(target, CONNECT_TIMEOUT).await?.stream;
         let config =
             WebSocketConfig::default().max_message_size(Some(MAX_FRAME)).max_frame_size(Some(MAX_FRAME));
         let scheme = if self.has_tls { "wss" } else { "ws" };

@@ -1,17 +1,15 @@
 //! Addresses of gateways, and what an endpoint proves when it connects.
 
 use super::error::ConnectError;
-use super::tls::Tls;
 use super::transport::{FrameTransport, Io, NOT_A_FRAME};
 use crate::gateway::handshake::{CHALLENGE, Key};
 use crate::gateway::token::GatewayToken;
-use crate::net::connect::connect;
+use crate::net::dialer::{ALPN_HTTP, DialError, DialTarget, DialedStream, Dialer};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::Error as WebSocketError;
@@ -151,23 +149,25 @@ impl Address {
     /// Connects within `limit`; also returns the local address.
     pub(super) async fn open(
         &self,
-        tls: &Tls,
+        dialer: &Dialer,
         max_packet: usize,
         limit: Duration,
     ) -> Result<(FrameTransport, Option<SocketAddr>), ConnectError> {
         let opening = async {
-            let addresses = lookup_host((self.host.as_str(), self.port)).await;
-            let addresses: Vec<SocketAddr> = addresses.map_err(ConnectError::Unreachable)?.collect();
-            let (stream, _) = connect(&addresses).await.map_err(ConnectError::Unreachable)?;
-            let _ = stream.set_nodelay(true);
-            let local = stream.local_addr().ok();
-            let alpn: &[&[u8]] = if self.protocol == Protocol::Plain { &[] } else { &[b"http/1.1"] };
-            let io: Io = if self.tls {
-                Box::new(tls.connect(stream, &self.host, alpn).await.map_err(ConnectError::Tls)?)
-            } else {
-                Box::new(stream)
+            let alpn: &[&[u8]] = if self.protocol == Protocol::Plain { &[] } else { &[ALPN_HTTP] };
+            let target = DialTarget {
+                host: &self.host,
+                port: self.port,
+                address: None,
+                tls: self.tls.then_some(alpn),
+                send_buffer: None,
             };
-            Ok((self.open_protocol(io, max_packet).await?, local))
+            let DialedStream { stream, local, .. } =
+                dialer.dial(target, limit).await.map_err(|error| match error {
+                    DialError::Tls(error) => ConnectError::Tls(error),
+                    error => ConnectError::Unreachable(error.into()),
+                })?;
+            Ok((self.open_protocol(stream, max_packet).await?, local))
         };
         timeout(limit, opening).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
     }

@@ -5,10 +5,12 @@ use super::codec::{Codec, Raw};
 use super::endpoint::{Endpoint, GatewayTarget};
 use super::error::ConnectError;
 use super::settings::Settings;
-use super::tls::Tls;
 use super::transport::FrameTransport;
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
+use crate::net::client_tls::Tls;
+use crate::net::dialer::Dialer;
+use crate::net::proxy_settings::ProxySettings;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Configures a client and connects it to a gateway.
@@ -16,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub struct ClientBuilder<C = Raw> {
     address: String,
     credentials: EndpointCredentials,
-    tls: Tls,
+    dialer: Dialer,
     settings: Settings,
     codec: C,
 }
@@ -30,12 +32,11 @@ impl ClientBuilder {
     /// `wss://HOST[:PORT]` (default path `/gateway`).
     #[must_use]
     pub fn new(address: impl Into<String>) -> Self {
-        let (tls, settings) = (Tls::default(), Settings::default());
         Self {
             address: address.into(),
             credentials: EndpointCredentials::Client(None),
-            tls,
-            settings,
+            dialer: Dialer::default(),
+            settings: Settings::default(),
             codec: Raw,
         }
     }
@@ -52,7 +53,14 @@ impl<C: Codec> ClientBuilder<C> {
     /// Sets the trusted certificates; by default the system's.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = tls;
+        self.dialer.tls = tls;
+        self
+    }
+
+    /// Sets the proxy of the connections; by default there is none. The library does not read the environment.
+    #[must_use]
+    pub fn proxies(mut self, proxies: ProxySettings) -> Self {
+        self.dialer.proxies = proxies;
         self
     }
 
@@ -66,8 +74,8 @@ impl<C: Codec> ClientBuilder<C> {
     /// Sets the format of messages; by default bytes.
     #[must_use]
     pub fn codec<D: Codec>(self, codec: D) -> ClientBuilder<D> {
-        let Self { address, credentials, tls, settings, .. } = self;
-        ClientBuilder { address, credentials, tls, settings, codec }
+        let Self { address, credentials, dialer, settings, .. } = self;
+        ClientBuilder { address, credentials, dialer, settings, codec }
     }
 
     /// Connects, and returns when the gateway has accepted this endpoint. A failed first attempt is not repeated.
@@ -76,9 +84,9 @@ impl<C: Codec> ClientBuilder<C> {
     /// [`ConnectError`].
     pub async fn connect(&self) -> Result<Endpoint<C>, ConnectError> {
         let address = Address::parse(&self.address, &self.credentials)?;
-        let (tls, credentials, settings) =
-            (self.tls.clone(), self.credentials.clone(), self.settings.clone());
-        Endpoint::connect(GatewayTarget { address, tls, credentials, settings }, self.codec.clone()).await
+        let (dialer, credentials, settings) =
+            (self.dialer.clone(), self.credentials.clone(), self.settings.clone());
+        Endpoint::connect(GatewayTarget { address, dialer, credentials, settings }, self.codec.clone()).await
     }
 
     /// Connects over an existing stream. The address is not used, and the endpoint does not reconnect.
@@ -120,6 +128,12 @@ impl<C: Codec> ServerBuilder<C> {
     #[must_use]
     pub fn tls(self, tls: Tls) -> Self {
         Self(self.0.tls(tls))
+    }
+
+    /// Sets the proxy of the connections as [`ClientBuilder::proxies`] does.
+    #[must_use]
+    pub fn proxies(self, proxies: ProxySettings) -> Self {
+        Self(self.0.proxies(proxies))
     }
 
     /// Sets limits and timeouts.

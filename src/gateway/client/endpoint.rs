@@ -6,10 +6,10 @@ use super::error::{AcceptError, ConnectError, ConnectionError, DialError};
 use super::gateway_connection::GatewayConnection;
 use super::machine::Mux;
 use super::settings::Settings;
-use super::tls::Tls;
 use super::transport::{FrameTransport, ReadTimeouts};
 use super::virtual_connection::VirtualConnection;
 use crate::limits::Backoff;
+use crate::net::dialer::Dialer;
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use rand::SeedableRng;
@@ -72,7 +72,7 @@ impl Drop for AcceptGuard {
 #[derive(Debug, Clone)]
 pub(super) struct GatewayTarget {
     pub(super) address: Address,
-    pub(super) tls: Tls,
+    pub(super) dialer: Dialer,
     pub(super) credentials: EndpointCredentials,
     pub(super) settings: Settings,
 }
@@ -251,7 +251,7 @@ impl GatewayTarget {
         shutdown: watch::Receiver<bool>,
     ) -> Result<(Arc<GatewayConnection>, Running), ConnectError> {
         let settings = &self.settings;
-        let opened = self.address.open(&self.tls, settings.max_packet, settings.connect_timeout).await?;
+        let opened = self.address.open(&self.dialer, settings.max_packet, settings.connect_timeout).await?;
         establish(opened, &self.credentials, settings, shutdown).await
     }
 }

@@ -34,7 +34,6 @@ mod machine;
 mod settings;
 #[cfg(test)]
 mod tests;
-mod tls;
 mod transport;
 mod virtual_connection;
 mod virtual_stream;
@@ -42,6 +41,8 @@ mod virtual_stream;
 pub use super::handshake::{Key, ShortKey};
 pub use super::token::{GatewayToken, InvalidToken};
 pub use super::wire::WireError;
+pub use crate::net::client_tls::Tls;
+pub use crate::net::proxy_settings::{ProxySettings, ProxySettingsError};
 pub use builder::{ClientBuilder, ServerBuilder};
 pub use codec::{Codec, Json, Raw};
 pub use endpoint::{Changes, Endpoint, Status};
@@ -49,6 +50,5 @@ pub use error::{
     AcceptError, ConnectError, ConnectionError, DialError, ProtocolError, ReceiveError, SendError,
 };
 pub use settings::Settings;
-pub use tls::Tls;
 pub use virtual_connection::{Receiver, Sender, VirtualConnection};
 pub use virtual_stream::VirtualStream;

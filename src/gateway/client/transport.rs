@@ -3,12 +3,13 @@
 use super::error::{ConnectionError, ProtocolError};
 use super::gateway_connection::GatewayConnection;
 use super::machine::{BATCH, OutgoingFrame};
+use crate::net::dialer::Duplex;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::io::{self, IoSlice};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError as WebSocketProtocolError;
@@ -16,11 +17,6 @@ use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 
 /// A WebSocket message that no gateway sends. (TLS uses `InvalidData` for its own errors.)
 pub(super) const NOT_A_FRAME: io::ErrorKind = io::ErrorKind::InvalidInput;
-
-/// A bidirectional byte stream.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 pub(super) type Io = Box<dyn Duplex>;
 

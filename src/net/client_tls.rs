@@ -1,4 +1,4 @@
-//! TLS towards the gateway: trusted certificates, and the endpoint's own.
+//! TLS towards a server: trusted certificates, and the client's own.
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
