@@ -57,10 +57,11 @@ pub(super) struct CallResources {
 impl CallResources {
     /// Opens the sockets and starts to gather.
     pub(super) fn start(config: EngineConfig) -> Result<Self, ConnectError> {
-        let (tunnel, messages) = Tunnel::new(Some(config.server));
+        let server = config.server;
+        let (tunnel, messages) = Tunnel::new(Some(server));
         let endpoint = quic::endpoint(Arc::clone(&tunnel))?;
         let (engine, events) = Engine::start(config, tunnel, messages);
-        Ok(Self { endpoint, engine, events, server: config.server, started: time::now().mono })
+        Ok(Self { endpoint, engine, events, server, started: time::now().mono })
     }
 
     /// Sets when the call began, for resources that existed before.

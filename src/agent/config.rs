@@ -2,6 +2,9 @@
 
 use super::engine::IceImplementation;
 use super::path::PathPolicy;
+use crate::net::client_tls::Tls;
+use crate::net::dialer::Dialer;
+use crate::net::proxy_settings::ProxySettings;
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,13 +13,15 @@ const DEFAULT_PORT: u16 = 3478;
 /// Host and port of a ginnel server.
 ///
 /// Parses `HOST`, `HOST:PORT`, an IPv4 address, or an IPv6 address, in brackets if a port follows. A URL such as
-/// `https://HOST/` or `turn:HOST:PORT?transport=udp` gives its host and port.
+/// `https://HOST/` or `turn:HOST:PORT?transport=udp` gives its host and port; `https`, `wss`, `turns` and `stuns` also ask for TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerName {
     /// Host name or address.
     pub host: String,
     /// Port, 3478 by default.
     pub port: u16,
+    /// Whether TCP connections to it are inside TLS; by default not.
+    pub tls: bool,
 }
 
 /// A text that names no server.
@@ -28,7 +33,9 @@ impl FromStr for ServerName {
     type Err = ServerNameError;
 
     fn from_str(text: &str) -> Result<Self, ServerNameError> {
-        let text = authority(text.trim());
+        let text = text.trim();
+        let tls = has_tls(text);
+        let text = authority(text);
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or(ServerNameError)?;
@@ -46,8 +53,19 @@ impl FromStr for ServerName {
         let port = port.map_or(Ok(DEFAULT_PORT), str::parse).map_err(|_| ServerNameError)?;
         let is_valid =
             (1..=255).contains(&host.len()) && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
-        if is_valid && port != 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ServerNameError) }
+        if is_valid && port != 0 {
+            Ok(Self { host: host.to_owned(), port, tls })
+        } else {
+            Err(ServerNameError)
+        }
     }
+}
+
+/// Returns whether the text is a URL with a scheme that asks for TLS.
+fn has_tls(text: &str) -> bool {
+    let scheme = text.split_once(':').filter(|_| authority(text) != text).map(|(scheme, _)| scheme);
+    let schemes = ["https", "wss", "turns", "stuns"];
+    scheme.is_some_and(|scheme| schemes.iter().any(|name| scheme.eq_ignore_ascii_case(name)))
 }
 
 /// Returns host and port of a URL, and any other text unchanged.
@@ -67,13 +85,21 @@ fn authority(text: &str) -> &str {
     }
 }
 
+impl ServerName {
+    /// Returns `HOST:PORT`.
+    pub(super) fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// `HOST:PORT`, or `wss://HOST:PORT` with TLS.
 impl fmt::Display for ServerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        let scheme = if self.tls { "wss://" } else { "" };
+        write!(f, "{scheme}{}", self.authority())
     }
 }
 
@@ -91,6 +117,7 @@ pub struct Config {
     pub(super) key: Option<String>,
     pub(super) policy: PathPolicy,
     pub(super) ice: IceImplementation,
+    pub(super) dialer: Dialer,
 }
 
 impl Config {
@@ -127,6 +154,20 @@ impl Config {
         self.ice = ice;
         self
     }
+
+    /// Sets the certificates that are trusted where the server is reached by TLS; the system's by default.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.dialer.tls = tls;
+        self
+    }
+
+    /// Sets the proxy of TCP connections to the server; by default there is none. The library does not read the environment.
+    #[must_use]
+    pub fn proxies(mut self, proxies: ProxySettings) -> Self {
+        self.dialer.proxies = proxies;
+        self
+    }
 }
 
 impl fmt::Debug for Config {
@@ -137,6 +178,7 @@ impl fmt::Debug for Config {
             .field("key", &key)
             .field("policy", &self.policy)
             .field("ice", &self.ice)
+            .field("dialer", &self.dialer)
             .finish()
     }
 }
@@ -177,11 +219,32 @@ mod tests {
         ];
         for (text, expected) in table {
             let parsed = text.parse::<ServerName>().ok();
-            let expected = expected.map(|(host, port)| ServerName { host: host.into(), port });
+            let tls = parsed.as_ref().is_some_and(|name| name.tls);
+            let expected = expected.map(|(host, port)| ServerName { host: host.into(), port, tls });
             assert_eq!(parsed, expected, "{text}");
             if let Some(name) = parsed {
                 assert_eq!(name.to_string().parse(), Ok(name));
             }
+        }
+    }
+
+    #[test]
+    fn a_url_may_ask_for_tls() {
+        for (text, tls) in [
+            ("turn.example", false),
+            ("http://turn.example", false),
+            ("ws://turn.example:99/ws", false),
+            ("turn:turn.example:99", false),
+            ("https://turn.example", true),
+            ("WSS://turn.example:99/ws", true),
+            ("wss://[2001:db8::7]", true),
+            ("turns:turn.example", true),
+            ("wss:99", false),
+            ("https.example:99", false),
+        ] {
+            let name: ServerName = text.parse().unwrap();
+            assert_eq!(name.tls, tls, "{text}");
+            assert_eq!(name.to_string().parse(), Ok(name));
         }
     }
 

@@ -14,15 +14,21 @@ use super::resumption::{Callee, Resumption};
 use super::session::SessionConfig;
 use super::signaling_client::{self, Registered, RegistrationParams, ServerEvent, SignalingClient};
 use super::ticket::Ticket;
+use crate::net::dialer::{self, Dialer, Duplex};
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
-use std::net::{IpAddr, SocketAddr};
-use tokio::net::TcpStream;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 const QUEUE: usize = 64;
 /// RFC 8445 section 5.3 requires 24 bits; this is the only fresh part of an offer and has 128.
 const UFRAG_BYTES: usize = 16;
+/// How long the lookup of a server's name may take that a proxy resolves too.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// The address of a server that only the proxy can resolve: the IPv4 dummy address of RFC 7600 section 4.8, to which nothing is forwarded.
+const UNKNOWN_SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// An agent: listens for connections or connects to a listener.
 #[derive(Debug, Clone, Default)]
@@ -45,14 +51,16 @@ impl Agent {
         let server = self.config.server.as_ref().unwrap_or(&ticket.server);
         let callee = Tag::new(ticket.tag.clone()).ok_or(ConnectError::Offline)?;
         let started = time::now().mono;
-        let (stream, address) = connect_tcp(server).await?;
-        let error = match self.call(ticket, (server, stream, address), callee).await {
+        let opened = connect_server(&self.config.dialer, server).await?;
+        let address = opened.address;
+        let error = match self.call(ticket, (server, opened), callee).await {
             Ok(connection) => return Ok(connection),
             Err(error) => error,
         };
         match gateway_fallback::reason(&error).filter(|_| self.config.policy != PathPolicy::DirectOnly) {
             Some(reason) => {
-                let connected = gateway_fallback::connect(address, &ticket.secret, (started, reason)).await;
+                let engine = self.engine_config(server, address);
+                let connected = gateway_fallback::connect(&engine, &ticket.secret, (started, reason)).await;
                 connected.map_err(|failure| gateway_fallback::add_attempt(error, &failure))
             }
             None => Err(error),
@@ -63,7 +71,7 @@ impl Agent {
     async fn call(
         &self,
         ticket: &Ticket,
-        (server, stream, address): (&ServerName, TcpStream, SocketAddr),
+        (server, opened): (&ServerName, ServerStream),
         callee: Tag,
     ) -> Result<Connection, ConnectError> {
         let ufrag = random_ufrag();
@@ -75,10 +83,10 @@ impl Agent {
             pwd,
             own_relay: false,
         };
-        let resources = CallResources::start(self.engine_config(address))?;
+        let resources = CallResources::start(self.engine_config(server, opened.address))?;
         let registration = RegistrationParams { key: self.config.key.clone(), secret: None, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
-        let opened = SignalingClient::open(stream, &server.host, &registration, events).await;
+        let opened = SignalingClient::open(opened.stream, server, &registration, events).await;
         let (signaling, registered) =
             opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
         resources.probe_second_port(registered.stun2.clone());
@@ -88,6 +96,7 @@ impl Agent {
         let auth = CallAuth::of_connector(&ticket.secret, [&registered.tag, &callee], &config.ufrag);
         let resumption = Resumption::of_connector(Callee {
             server: server.clone(),
+            dialer: self.config.dialer.clone(),
             key: self.config.key.clone(),
             secret: ticket.secret.clone(),
             tag: callee.clone(),
@@ -100,9 +109,15 @@ impl Agent {
         handshake(endpoint, (&ticket.secret, AgentRole::Connector), initial, path).await
     }
 
-    /// Returns the configuration of an ICE engine that uses `server`.
-    pub(super) fn engine_config(&self, server: SocketAddr) -> EngineConfig {
-        EngineConfig { implementation: self.config.ice, policy: self.config.policy, server }
+    /// Returns the configuration of an ICE engine that uses the server `name` at the address `server`.
+    pub(super) fn engine_config(&self, name: &ServerName, server: SocketAddr) -> EngineConfig {
+        EngineConfig {
+            implementation: self.config.ice,
+            policy: self.config.policy,
+            server,
+            name: name.clone(),
+            dialer: self.config.dialer.clone(),
+        }
     }
 }
 
@@ -115,26 +130,43 @@ pub(super) struct ServerSession {
     pub(super) local: Option<IpAddr>,
 }
 
+/// An open connection to a server, without a registration.
+struct ServerStream {
+    stream: Box<dyn Duplex>,
+    address: SocketAddr,
+    /// The local address of the connection.
+    local: Option<IpAddr>,
+}
+
 /// Connects to a server and registers.
 pub(super) async fn register(
+    dialer: &Dialer,
     server: &ServerName,
     registration: &RegistrationParams,
     events: mpsc::Sender<ServerEvent>,
 ) -> Result<ServerSession, RegistrationError> {
-    let (stream, address) = connect_tcp(server).await?;
-    let local = stream.local_addr().ok().map(|local| local.ip());
-    let opened = SignalingClient::open(stream, &server.host, registration, events).await;
+    let ServerStream { stream, address, local } = connect_server(dialer, server).await?;
+    let opened = SignalingClient::open(stream, server, registration, events).await;
     let (client, registered) =
         opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
     Ok(ServerSession { client, registered, address, local })
 }
 
-async fn connect_tcp(server: &ServerName) -> Result<(TcpStream, SocketAddr), RegistrationError> {
-    let connected = async {
-        let addresses = signaling_client::resolve(&server.host, server.port).await?;
-        signaling_client::connect(&addresses).await
+async fn connect_server(dialer: &Dialer, server: &ServerName) -> Result<ServerStream, RegistrationError> {
+    let dialed = signaling_client::connect(dialer, server).await;
+    let dialed = dialed.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
+    let address = match dialed.remote {
+        Some(address) => address,
+        None => look_up_behind_proxy(server).await,
     };
-    connected.await.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))
+    Ok(ServerStream { stream: dialed.stream, address, local: dialed.local.map(|local| local.ip()) })
+}
+
+/// Returns the address of a server that is reached through a proxy, for its UDP ports; [`UNKNOWN_SERVER`] if its name cannot be resolved.
+async fn look_up_behind_proxy(server: &ServerName) -> SocketAddr {
+    let found = timeout(LOOKUP_TIMEOUT, dialer::resolve(&server.host, server.port)).await;
+    let first = found.ok().and_then(Result::ok).and_then(|addresses| addresses.into_iter().next());
+    first.unwrap_or((UNKNOWN_SERVER, server.port).into())
 }
 
 /// Completes the QUIC handshake over a path that carries data.

@@ -5,12 +5,14 @@
 //! [`WebRtcEngine`](super::webrtc_engine::WebRtcEngine) uses the crate `webrtc-ice`.
 
 use super::candidate::CandidatePath;
+use super::config::ServerName;
 use super::ice_engine::IceEngine;
 use super::keys::AgentRole;
 use super::path::PathPolicy;
 use super::tunnel::{EngineMessage, Tunnel};
 use super::webrtc_engine::WebRtcEngine;
 use crate::ice::IceCredentials;
+use crate::net::dialer::Dialer;
 use crate::signaling::wire::NatType;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,7 +50,7 @@ impl std::fmt::Debug for RelayCredentials {
 }
 
 /// The parameters of an engine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct EngineConfig {
     /// Which one.
     pub(super) implementation: IceImplementation,
@@ -56,6 +58,10 @@ pub(super) struct EngineConfig {
     pub(super) policy: PathPolicy,
     /// The STUN and TURN server.
     pub(super) server: SocketAddr,
+    /// The name of that server.
+    pub(super) name: ServerName,
+    /// Opens TCP connections to it.
+    pub(super) dialer: Dialer,
 }
 
 /// What a call tells its engine.

@@ -2,6 +2,7 @@
 
 use super::path::PathPolicy;
 use super::signaling_client::SignalingError;
+use crate::net::dialer::DialError;
 use crate::signaling::wire::{ErrorCode, NatType};
 use std::error::Error as StdError;
 use std::io;
@@ -56,11 +57,11 @@ impl RegistrationError {
             SignalingError::Refused { code: ErrorCode::Revoked, .. } => Self::Revoked,
             SignalingError::Refused { text, .. } => Self::Refused(text),
             SignalingError::TimedOut => Self::TimedOut { server },
-            SignalingError::Connect(source) if source.kind() == io::ErrorKind::TimedOut => {
+            SignalingError::Dial(DialError::Connect(source)) if source.kind() == io::ErrorKind::TimedOut => {
                 Self::TimedOut { server }
             }
-            SignalingError::Resolve(source) | SignalingError::Connect(source) => {
-                Self::Unreachable { server, source: source.into() }
+            SignalingError::Dial(error) => {
+                Self::Unreachable { server, source: io::Error::from(error).into() }
             }
             error @ SignalingError::Handshake(_) => Self::Unreachable { server, source: error.into() },
         }
@@ -210,7 +211,8 @@ mod tests {
     #[test]
     fn an_error_keeps_its_source() {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        let error = RegistrationError::from_signaling("h:1", SignalingError::Connect(refused()));
+        let error =
+            RegistrationError::from_signaling("h:1", SignalingError::Dial(DialError::Connect(refused())));
         let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
         assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::ConnectionRefused), "{error:?}");
         let error = ConnectError::from(error);

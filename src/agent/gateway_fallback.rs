@@ -5,10 +5,10 @@
 //! connection, dials that id.
 
 use super::call_auth::InitialKey;
-use super::config::ServerName;
 use super::connect;
 use super::connection::{Connection, PathHandle};
 use super::datagram_queue::DatagramQueue;
+use super::engine::EngineConfig;
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
 use super::keys::{AgentRole, Secret};
 use super::path::{PathInfo, PathKind};
@@ -19,14 +19,15 @@ use crate::gateway::client::{
     VirtualConnection,
 };
 use crate::limits::Backoff;
+use crate::net::dialer::DialTarget;
 use crate::net::time;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::error::Error as StdError;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -59,27 +60,37 @@ pub(super) fn add_attempt(error: ConnectError, failure: &ConnectError) -> Connec
     }
 }
 
-/// Connects to the ticket's listener through the gateway at `address`. `started` is the time when the search for a path began.
+/// Connects to the ticket's listener through the gateway of the server. `started` is the time when the search for a path began.
 pub(super) async fn connect(
-    address: SocketAddr,
+    config: &EngineConfig,
     secret: &Secret,
     (started, reason): (Instant, &'static str),
 ) -> Result<Connection, ConnectError> {
-    let connected = timeout(CONNECT_TIMEOUT, connect_gateway(address)).await;
-    let timed_out = |_| RegistrationError::TimedOut { server: address.to_string() };
+    let connected = timeout(CONNECT_TIMEOUT, connect_gateway(config)).await;
+    let timed_out = |_| RegistrationError::TimedOut { server: config.server.to_string() };
     let (endpoint, local) = connected.map_err(timed_out)??;
     let dialled = endpoint.dial(secret.gateway_id()).await;
     let connection = dialled.map_err(|error| ConnectError::Refused(Refusal::Stated(error.to_string())))?;
-    let ends = PathEnds { local, remote: address, started, reason };
+    let ends = PathEnds { local, remote: config.server, started, reason };
     handshake(connection, Some(endpoint), (secret, AgentRole::Connector), ends).await
 }
 
-async fn connect_gateway(address: SocketAddr) -> Result<(Endpoint<Raw>, SocketAddr), RegistrationError> {
-    let stream = TcpStream::connect(address).await.map_err(|error| unreachable(address, error))?;
-    let local = stream.local_addr().map_err(|error| unreachable(address, error))?;
-    let _ = stream.set_nodelay(true);
+async fn connect_gateway(config: &EngineConfig) -> Result<(Endpoint<Raw>, SocketAddr), RegistrationError> {
+    let address = config.server;
+    let target = DialTarget {
+        host: &config.name.host,
+        port: config.name.port,
+        address: Some(address),
+        tls: config.name.tls.then_some(&[]),
+        send_buffer: None,
+        silence_limit: None,
+    };
+    let dialed = config.dialer.dial(target, CONNECT_TIMEOUT).await;
+    let dialed = dialed.map_err(|error| unreachable(address, io::Error::from(error)))?;
+    let local =
+        dialed.local.ok_or_else(|| unreachable(address, io::Error::from(io::ErrorKind::NotConnected)))?;
     let settings = Settings { dial_timeout: DIAL_TIMEOUT, ..Settings::default() };
-    let client = ClientBuilder::new(address.to_string()).settings(settings).connect_over(stream).await;
+    let client = ClientBuilder::new(address.to_string()).settings(settings).connect_over(dialed.stream).await;
     Ok((client.map_err(|error| unreachable(address, error))?, local))
 }
 
@@ -90,8 +101,7 @@ fn unreachable(server: SocketAddr, source: impl StdError + Send + Sync + 'static
 /// Accepts a listener's connections at its server's gateway.
 #[derive(Clone)]
 pub(super) struct GatewayListener {
-    pub(super) server: ServerName,
-    pub(super) address: SocketAddr,
+    pub(super) config: EngineConfig,
     pub(super) secret: Secret,
 }
 
@@ -114,7 +124,7 @@ impl GatewayListener {
         loop {
             tokio::select! {
                 dialled = endpoint.accept(), if handshakes.len() < MAX_HANDSHAKES => {
-                    let local = endpoint.local_addr().unwrap_or(self.address);
+                    let local = endpoint.local_addr().unwrap_or(self.config.server);
                     handshakes.spawn(self.clone().handshake(dialled.ok()?, local, accepted.clone()));
                 }
                 Some(_) = handshakes.join_next() => {}
@@ -125,7 +135,11 @@ impl GatewayListener {
     /// Retries until the gateway is reachable; `None` if it refuses the listener, or the server has none.
     async fn register(&self, key: String) -> Option<Endpoint<Raw>> {
         let key = Key::new(key).ok()?;
-        let server = ServerBuilder::hmac(format!("ws://{}", self.server), self.secret.gateway_id(), key);
+        let (name, dialer) = (&self.config.name, &self.config.dialer);
+        let url = format!("{}://{}", if name.tls { "wss" } else { "ws" }, name.authority());
+        let server = ServerBuilder::hmac(url, self.secret.gateway_id(), key)
+            .tls(dialer.tls.clone())
+            .proxies(dialer.proxies.clone());
         let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
         loop {
             match server.connect().await {
@@ -153,7 +167,7 @@ impl GatewayListener {
         accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     ) {
         let (started, reason) = (time::now().mono, "the other side has no other path");
-        let ends = PathEnds { local, remote: self.address, started, reason };
+        let ends = PathEnds { local, remote: self.config.server, started, reason };
         match handshake(connection, None, (&self.secret, AgentRole::Listener), ends).await {
             Ok(connection) => drop(accepted.send(Ok(connection)).await),
             // Anybody can dial: a failed handshake is not reported as a failed call.

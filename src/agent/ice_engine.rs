@@ -88,12 +88,13 @@ impl IceEngine {
     /// Gathers, checks and keeps the path until the call closes the engine.
     pub(super) async fn run(config: EngineConfig, tunnel: Arc<Tunnel>, queues: EngineQueues) {
         let now = time::now().mono;
+        let server = config.server;
         let mut engine = Self {
             config,
             tunnel,
             queues,
             ports: Vec::new(),
-            gathering: Gathering::new(now, config.server, rand::random()),
+            gathering: Gathering::new(now, server, rand::random()),
             network: NetworkChanges::start(),
             relays: Relays::default(),
             candidates: Vec::new(),
@@ -312,7 +313,7 @@ impl IceEngine {
         }
         let queue = Arc::new(DatagramQueue::default());
         let (server, tunnel) = (self.config.server, Arc::clone(&self.tunnel));
-        let running = relay_stream::run(server, Arc::clone(&queue), Arc::clone(&tunnel));
+        let running = relay_stream::run(self.config.clone(), Arc::clone(&queue), Arc::clone(&tunnel));
         let task = tokio::spawn(async move {
             if let Err(error) = running.await {
                 tracing::debug!(%error, "the TCP connection to the TURN server has ended");

@@ -63,10 +63,10 @@ impl Agent {
         let secret = Some(connect::random_text(TAG_SECRET_BYTES));
         let mut registration = RegistrationParams { key: self.config.key.clone(), secret, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
-        let session = connect::register(&server, &registration, events).await?;
+        let session = connect::register(&self.config.dialer, &server, &registration, events).await?;
         registration.epoch = session.registered.epoch;
+        let engine = self.engine_config(&server, session.address);
         let ticket = Ticket::new(server, session.registered.tag.to_string(), rand::random());
-        let engine = self.engine_config(session.address);
         Ok(Listener::spawn(ticket, registration, engine, session, events_rx))
     }
 }
@@ -80,10 +80,9 @@ impl Listener {
         events: mpsc::Receiver<ServerEvent>,
     ) -> Self {
         let (accepted, accepted_rx) = mpsc::channel(MAX_CALLS);
-        let address = session.address;
         if let Some(key) = registration.key.clone().filter(|_| engine.policy != PathPolicy::DirectOnly) {
-            let (server, secret) = (ticket.server.clone(), ticket.secret.clone());
-            tokio::spawn(GatewayListener { server, address, secret }.run(key, accepted.clone()));
+            let (config, secret) = (engine.clone(), ticket.secret.clone());
+            tokio::spawn(GatewayListener { config, secret }.run(key, accepted.clone()));
         }
         let task = ListenerTask {
             ticket: ticket.clone(),
@@ -224,7 +223,7 @@ impl ListenerTask {
             // A failed attempt may have reached the server.
             self.registration.increment_epoch();
             let attempt = tokio::select! {
-                attempt = connect::register(&self.ticket.server, &self.registration, events) => attempt,
+                attempt = connect::register(&self.engine.dialer, &self.ticket.server, &self.registration, events) => attempt,
                 () = self.network.changed() => {
                     self.network.wait_after_change(&mut self.backoff).await;
                     continue;
@@ -371,7 +370,8 @@ impl ListenerTask {
 
     /// Starts what a call needs.
     fn prepare(&self) -> Result<CallResources, ConnectError> {
-        let resources = CallResources::start(EngineConfig { server: self.session.address, ..self.engine })?;
+        let resources =
+            CallResources::start(EngineConfig { server: self.session.address, ..self.engine.clone() })?;
         let relay = connect::relay_credentials(&self.session.registered.ice_servers);
         resources.send(EngineCommand::Relay(relay));
         resources.probe_second_port(self.session.registered.stun2.clone());

@@ -71,6 +71,8 @@ mod tunnel;
 mod udp_port;
 mod webrtc_engine;
 
+pub use crate::net::client_tls::Tls;
+pub use crate::net::proxy_settings::{ProxySettings, ProxySettingsError};
 pub use crate::signaling::wire::NatType;
 pub use config::{Config, ServerName, ServerNameError};
 pub use connect::Agent;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::agent::candidate::CandidatePath;
+use crate::agent::config::ServerName;
 use crate::agent::connection::{Connection, PathHandle};
 use crate::agent::datagram_queue::DatagramQueue;
 use crate::agent::engine::{
@@ -11,6 +12,7 @@ use crate::agent::keys::SECRET_LEN;
 use crate::agent::path::PathPolicy;
 use crate::agent::webrtc_engine;
 use crate::ice::IceCredentials;
+use crate::net::dialer::Dialer;
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
@@ -62,7 +64,9 @@ fn side(
 ) -> QuicSide {
     let (tunnel, messages) = Tunnel::new(Some(server));
     let endpoint = endpoint(Arc::clone(&tunnel)).unwrap();
-    let (engine, events) = Engine::start(EngineConfig { implementation, policy, server }, tunnel, messages);
+    let name = ServerName { host: server.ip().to_string(), port: server.port(), tls: false };
+    let config = EngineConfig { implementation, policy, server, name, dialer: Dialer::default() };
+    let (engine, events) = Engine::start(config, tunnel, messages);
     let relay = RelayCredentials { username: "user".into(), password: "password".into() };
     engine.send(EngineCommand::Relay(Some(relay)));
     engine.send(EngineCommand::Begin(role, credentials(role)));

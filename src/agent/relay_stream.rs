@@ -1,37 +1,43 @@
-//! TURN over TCP: one connection whose frames are written from a queue and read into the tunnel.
+//! TURN over TCP or TLS: one connection whose frames are written from a queue and read into the tunnel.
 
 use super::datagram_queue::DatagramQueue;
+use super::engine::EngineConfig;
 use super::tunnel::{EngineMessage, MessageSource, Tunnel};
+use crate::net::dialer::DialTarget;
 use crate::turn_wire::{frame_len, parse_channel_data};
 use bytes::{Buf, Bytes, BytesMut};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The application protocol of TURN (RFC 7443).
+const ALPN: &[u8] = b"stun.turn";
 /// Bytes that are not sent yet, at most: what waits in the system adds to every round trip.
 const SEND_BUFFER: usize = 256 << 10;
-/// How long the server may leave data unacknowledged, in milliseconds.
-#[cfg(target_os = "linux")]
-const SILENCE: u32 = 5000;
+/// How long the server may leave data unacknowledged: a NAT that forgot the connection answers nothing.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 const READ_BUFFER: usize = 64 << 10;
 
 /// Connects, then forwards frames until the connection ends.
 pub(super) async fn run(
-    server: SocketAddr,
+    config: EngineConfig,
     queue: Arc<DatagramQueue>,
     tunnel: Arc<Tunnel>,
 ) -> io::Result<()> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(server)).await.map_err(io::Error::from)??;
-    stream.set_nodelay(true)?;
-    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
-    limit_silence(&stream)?;
-    let local = stream.local_addr()?.ip();
-    let (mut reader, mut writer) = stream.into_split();
+    let alpn: &[&[u8]] = &[ALPN];
+    let target = DialTarget {
+        host: &config.name.host,
+        port: config.name.port,
+        address: Some(config.server),
+        tls: config.name.tls.then_some(alpn),
+        send_buffer: Some(SEND_BUFFER),
+        silence_limit: Some(SILENCE_LIMIT),
+    };
+    let dialed = config.dialer.dial(target, CONNECT_TIMEOUT).await?;
+    let local = dialed.local.ok_or(io::ErrorKind::NotConnected)?.ip();
+    let (mut reader, mut writer) = tokio::io::split(dialed.stream);
     tunnel.deliver_message(EngineMessage {
         source: MessageSource::StreamOpened { local },
         bytes: Bytes::new(),
@@ -40,6 +46,7 @@ pub(super) async fn run(
         loop {
             let frame = queue.next().await;
             writer.write_all(&frame).await?;
+            writer.flush().await?;
         }
     };
     let read = async {
@@ -57,18 +64,6 @@ pub(super) async fn run(
         result = write => result,
         result = read => result,
     }
-}
-
-/// A NAT that forgot the connection answers nothing, and the system would retransmit for minutes.
-#[cfg(target_os = "linux")]
-fn limit_silence(stream: &TcpStream) -> io::Result<()> {
-    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &SILENCE)?;
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn limit_silence(_: &TcpStream) -> io::Result<()> {
-    Ok(())
 }
 
 fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {

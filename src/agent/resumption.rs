@@ -11,6 +11,7 @@ use super::engine::RelayCredentials;
 use super::error::RegistrationError;
 use super::keys::Secret;
 use super::signaling_client::{RegistrationParams, ServerEvent, SignalingClient};
+use crate::net::dialer::Dialer;
 use crate::net::time;
 use crate::signaling::wire::Tag;
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ pub(super) struct ResumedCall {
 /// Whom a connector calls again.
 pub(super) struct Callee {
     pub(super) server: ServerName,
+    pub(super) dialer: Dialer,
     pub(super) key: Option<String>,
     pub(super) secret: Secret,
     pub(super) tag: Tag,
@@ -164,12 +166,12 @@ impl Resumption {
 impl Callee {
     /// Registers again and prepares the offer.
     fn prepare(&self) -> impl Future<Output = Result<ResumedCall, RegistrationError>> + Send + use<> {
-        let (server, secret) = (self.server.clone(), self.secret.clone());
+        let (server, dialer, secret) = (self.server.clone(), self.dialer.clone(), self.secret.clone());
         let (callee, first) = (self.tag.clone(), self.ufrag.clone());
         let registration = RegistrationParams { key: self.key.clone(), secret: None, epoch: None };
         async move {
             let (events, events_rx) = mpsc::channel(QUEUE);
-            let session = connect::register(&server, &registration, events).await?;
+            let session = connect::register(&dialer, &server, &registration, events).await?;
             let ufrag = connect::random_ufrag();
             let pwd = call_auth::connector_password(&secret, &ufrag);
             let tag = session.registered.tag;

@@ -1,16 +1,15 @@
 //! The signalling client: requests, responses and heartbeats over one WebSocket (see `docs/wire/signaling.md`).
 
-use crate::net::{connect, time};
+use super::config::ServerName;
+use crate::net::dialer::{ALPN_HTTP, DialError, DialTarget, DialedStream, Dialer, Duplex};
+use crate::net::time;
 use crate::signaling::wire::{
     self, ErrorCode, IceServer, MAX_EPOCH, MAX_TEXT, Message, MessageType, Request, RequestBody, Response,
     ResponseBody, Tag, Token,
 };
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashMap;
-use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -30,10 +29,8 @@ const QUEUE: usize = 64;
 /// Why a request to the server failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SignalingError {
-    #[error("cannot resolve the name of the server")]
-    Resolve(#[source] io::Error),
     #[error("cannot connect to the server")]
-    Connect(#[source] io::Error),
+    Dial(#[source] DialError),
     #[error("the WebSocket handshake failed")]
     Handshake(#[source] Box<tungstenite::Error>),
     #[error("the server answered {}: {text}", code.number())]
@@ -100,35 +97,30 @@ impl RegistrationParams {
     }
 }
 
-/// Resolves a server, IPv4 addresses first because the TURN client of the ICE agent needs them.
-pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, SignalingError> {
-    let mut addresses: Vec<SocketAddr> =
-        lookup_host((host, port)).await.map_err(SignalingError::Resolve)?.collect();
-    addresses.sort_by_key(SocketAddr::is_ipv6);
-    if addresses.is_empty() {
-        return Err(SignalingError::Resolve(io::ErrorKind::NotFound.into()));
-    }
-    Ok(addresses)
-}
-
-/// Connects to the first address that accepts.
-pub(super) async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), SignalingError> {
-    let connected = timeout(CONNECT_TIMEOUT, connect::connect(addresses)).await;
-    connected.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(SignalingError::Connect)
+/// Opens the connection to a server's signalling.
+pub(super) async fn connect(dialer: &Dialer, server: &ServerName) -> Result<DialedStream, SignalingError> {
+    let alpn: &[&[u8]] = &[ALPN_HTTP];
+    let target = DialTarget {
+        host: &server.host,
+        port: server.port,
+        address: None,
+        tls: server.tls.then_some(alpn),
+        send_buffer: None,
+        silence_limit: None,
+    };
+    dialer.dial(target, CONNECT_TIMEOUT).await.map_err(SignalingError::Dial)
 }
 
 impl SignalingClient {
     /// Completes the WebSocket handshake on `stream` and registers; then `events` receives what the server sends.
     pub(super) async fn open(
-        stream: TcpStream,
-        host: &str,
+        stream: Box<dyn Duplex>,
+        server: &ServerName,
         registration: &RegistrationParams,
         events: mpsc::Sender<ServerEvent>,
     ) -> Result<(Self, Registered), SignalingError> {
-        let address = stream.peer_addr().map_err(SignalingError::Connect)?;
-        let _ = stream.set_nodelay(true);
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let url = format!("ws://{host}:{}/ws", address.port());
+        let scheme = if server.tls { "wss" } else { "ws" };
+        let url = format!("{scheme}://{}/ws", server.authority());
         let config =
             WebSocketConfig::default().max_message_size(Some(MAX_TEXT)).max_frame_size(Some(MAX_TEXT));
         let handshake = client_async_with_config(url, stream, Some(config));
@@ -189,7 +181,7 @@ impl SignalingClient {
 
 /// The task that owns the WebSocket.
 struct ConnectionTask {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Box<dyn Duplex>>,
     events: mpsc::Sender<ServerEvent>,
     pending: HashMap<i64, oneshot::Sender<ResponseBody>>,
     next_mid: i64,
@@ -201,7 +193,7 @@ struct ConnectionTask {
 }
 
 impl ConnectionTask {
-    fn new(socket: WebSocketStream<TcpStream>, events: mpsc::Sender<ServerEvent>) -> Self {
+    fn new(socket: WebSocketStream<Box<dyn Duplex>>, events: mpsc::Sender<ServerEvent>) -> Self {
         let next_mid = i64::from(rand::random::<u32>());
         Self {
             socket,

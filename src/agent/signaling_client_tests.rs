@@ -5,8 +5,8 @@ use crate::agent::call_auth::CallAuth;
 use crate::agent::keys::Secret;
 use crate::agent::{Agent, Config, ConnectError, Listener, RegistrationError, ServerName, Ticket};
 use crate::signaling::wire::IceDescription;
-use std::net::Ipv4Addr;
-use tokio::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::accept_async;
 
 /// The server's end of one connection.
@@ -75,7 +75,7 @@ async fn server() -> (TcpListener, SocketAddr) {
 }
 
 fn server_name(address: SocketAddr) -> ServerName {
-    ServerName { host: address.ip().to_string(), port: address.port() }
+    ServerName { host: address.ip().to_string(), port: address.port(), tls: false }
 }
 
 fn agent(address: SocketAddr) -> Agent {
@@ -119,9 +119,10 @@ async fn responses_are_matched_to_requests_and_the_rest_are_events() {
     let agent = async {
         let (events, mut events_rx) = mpsc::channel(8);
         let registration = RegistrationParams { key: Some("k".into()), secret: None, epoch: None };
-        let (stream, _) = connect(&[address]).await.unwrap();
+        let server = server_name(address);
+        let stream = connect(&Dialer::default(), &server).await.unwrap().stream;
         let (client, registered) =
-            SignalingClient::open(stream, "127.0.0.1", &registration, events).await.unwrap();
+            SignalingClient::open(stream, &server, &registration, events).await.unwrap();
         assert_eq!(registered.tag.as_str(), "me");
         let call = RequestBody::Call {
             tag: registered.tag,

@@ -3,7 +3,7 @@
 //! `agent:` and lower-case base32 (no padding) of: version (1 byte) · secret (16) · port (2, big-endian) · length of the
 //! host (1) · host · tag · checksum (3, the low bytes of CRC-32 over all before). A ticket is a bearer credential and must be
 //! handed over like a password; the server never sees its secret. Version 2 authenticates each call's messages; an agent of version 1
-//! rejects it.
+//! rejects it. Version 3 is version 2 for a server that is reached by TLS.
 
 use super::config::ServerName;
 use super::keys::{SECRET_LEN, Secret};
@@ -13,6 +13,8 @@ use std::str::FromStr;
 
 const PREFIX: &str = "agent:";
 const VERSION: u8 = 2;
+/// The version of tickets whose server is reached by TLS.
+const VERSION_TLS: u8 = 3;
 const CHECKSUM_LEN: usize = 3;
 const FIXED_LEN: usize = 1 + SECRET_LEN + 2 + 1;
 /// The longest text that is parsed.
@@ -51,7 +53,7 @@ pub enum TicketError {
     #[error("the ticket has a typing error: its checksum does not match")]
     Checksum,
     /// Made by an agent with another version of the protocol.
-    #[error("the ticket has version {0}, this agent supports version {VERSION}: update the older agent")]
+    #[error("the ticket has version {0}, this agent supports version {VERSION_TLS}: update the older agent")]
     Version(u8),
     /// The host or the tag is empty or not printable ASCII.
     #[error("the ticket names no server or no listener")]
@@ -62,7 +64,7 @@ impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = self.server.host.as_bytes();
         let host = &host[..host.len().min(255)];
-        let mut bytes = vec![VERSION];
+        let mut bytes = vec![if self.server.tls { VERSION_TLS } else { VERSION }];
         bytes.extend_from_slice(&self.secret.0);
         bytes.extend_from_slice(&self.server.port.to_be_bytes());
         bytes.push(u8::try_from(host.len()).unwrap_or(u8::MAX));
@@ -128,9 +130,11 @@ impl Ticket {
         if checksum(bytes) != sum {
             return Err(TicketError::Checksum);
         }
-        if bytes[0] != VERSION {
-            return Err(TicketError::Version(bytes[0]));
-        }
+        let tls = match bytes[0] {
+            VERSION => false,
+            VERSION_TLS => true,
+            other => return Err(TicketError::Version(other)),
+        };
         let (fixed, names) = bytes.split_at(FIXED_LEN);
         let mut secret = [0; SECRET_LEN];
         secret.copy_from_slice(&fixed[1..=SECRET_LEN]);
@@ -142,7 +146,9 @@ impl Ticket {
             text.filter(|text| text.chars().all(|c| c.is_ascii_graphic())).map(str::to_owned)
         };
         match (name(host), name(tag)) {
-            (Some(host), Some(tag)) if port != 0 => Ok(Self::new(ServerName { host, port }, tag, secret)),
+            (Some(host), Some(tag)) if port != 0 => {
+                Ok(Self::new(ServerName { host, port, tls }, tag, secret))
+            }
             _ => Err(TicketError::Names),
         }
     }
@@ -224,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn only_a_ticket_for_tls_has_the_newer_version() {
+        let version = |text: &str| BASE32_NOPAD.decode(text[PREFIX.len()..].to_ascii_uppercase().as_bytes());
+        let plain = ticket();
+        let server = "wss://turn.example".parse().unwrap();
+        let with_tls = Ticket { server, ..plain.clone() };
+        assert_eq!(version(&plain.to_string()).unwrap()[0], 2);
+        assert_eq!(version(&with_tls.to_string()).unwrap()[0], 3);
+        assert_eq!(with_tls.to_string().parse(), Ok(with_tls));
+    }
+
+    #[test]
     fn debug_output_hides_the_secret() {
         assert!(!format!("{:?}", ticket()).contains("7, 7"));
     }
@@ -231,9 +248,9 @@ mod tests {
     proptest! {
         #[test]
         fn every_ticket_round_trips(
-            host in "[a-z0-9.:-]{1,255}", port in 1_u16.., tag in "[a-z0-9]{1,60}", secret: [u8; SECRET_LEN],
+            host in "[a-z0-9.:-]{1,255}", port in 1_u16.., tag in "[a-z0-9]{1,60}", tls: bool, secret: [u8; SECRET_LEN],
         ) {
-            let ticket = Ticket::new(ServerName { host, port }, tag, secret);
+            let ticket = Ticket::new(ServerName { host, port, tls }, tag, secret);
             prop_assert_eq!(ticket.to_string().parse(), Ok(ticket));
         }
 

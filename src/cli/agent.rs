@@ -8,6 +8,7 @@ mod gateway_report;
 #[cfg(feature = "messaging-client")]
 mod messages;
 mod pipe;
+mod proxy_environment;
 mod report;
 mod secrets;
 mod terminal;
@@ -18,7 +19,7 @@ use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
 use clap::{Args, Parser, Subcommand};
 use error::{CommandError, UsageError};
-use gateway::DialOptions;
+use gateway::{DialOptions, TlsOptions};
 use pipe::{Directions, Outcome, StreamOrigin};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -119,11 +120,13 @@ struct Connect {
 
 #[derive(Debug, Args)]
 struct AgentOptions {
-    /// The server. Default for connect: the one in the ticket [default port: 3478]
+    /// The server: HOST[:PORT], or https://HOST[:PORT] for TLS. Default for connect: the one in the ticket [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Option<ServerName>,
     #[command(flatten)]
     key: KeySource,
+    #[command(flatten)]
+    tls: TlsOptions,
     /// Use only the relay; host addresses are not sent to the other side
     #[arg(long, conflicts_with = "no_relay")]
     relay_only: bool,
@@ -207,7 +210,8 @@ impl AgentOptions {
             (_, true) => PathPolicy::DirectOnly,
             _ => PathPolicy::All,
         };
-        let mut config = Config::new().policy(policy);
+        let mut config =
+            Config::new().policy(policy).tls(self.tls.tls()?).proxies(proxy_environment::read()?);
         if let Some(server) = &self.server {
             config = config.server(server.clone());
         }
@@ -242,14 +246,13 @@ impl Connect {
 
     async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         if self.gateway.is_used() {
-            return self
-                .gateway
-                .run(report, self.environment_ticket.as_deref(), self.common.directions)
-                .await;
+            return self.gateway.run(report, self.environment_ticket.as_deref(), &self.common).await;
         }
         let config = self.common.config()?;
         let ticket = self.ticket(report)?;
-        let server = self.common.server.as_ref().unwrap_or(ticket.server()).to_string();
+        let name = self.common.server.as_ref().unwrap_or(ticket.server());
+        proxy_environment::report(report, &name.host, name.port);
+        let server = name.to_string();
         let agent = Agent::new(config);
         let connection = tokio::select! {
             connection = agent.connect(&ticket) => {
@@ -263,8 +266,9 @@ impl Connect {
 
 impl Listen {
     async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
-        let server = self.common.server.as_ref().ok_or(UsageError::NoServer)?.to_string();
-        let agent = Agent::new(self.common.config()?);
+        let name = self.common.server.as_ref().ok_or(UsageError::NoServer)?;
+        let (server, agent) = (name.to_string(), Agent::new(self.common.config()?));
+        proxy_environment::report(report, &name.host, name.port);
         let mut listener = tokio::select! {
             listener = register(&agent, &server, report) => listener?,
             () = interrupted() => return Ok(INTERRUPTED),

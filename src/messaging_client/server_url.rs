@@ -68,6 +68,7 @@ impl ServerUrl {
             address: None,
             tls: self.has_tls.then_some(alpn),
             send_buffer: None,
+            silence_limit: None,
         };
         let stream = dialer.dial(target, CONNECT_TIMEOUT).await?.stream;
         let config =

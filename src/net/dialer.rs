@@ -37,6 +37,8 @@ pub(crate) struct DialTarget<'a> {
     pub(crate) tls: Option<&'a [&'a [u8]]>,
     /// Bytes that the system may hold unsent; its own limit by default.
     pub(crate) send_buffer: Option<usize>,
+    /// How long sent bytes may stay unacknowledged, where the system has such a limit; its own by default.
+    pub(crate) silence_limit: Option<Duration>,
 }
 
 /// An open connection.
@@ -107,7 +109,7 @@ impl Dialer {
             Some(proxy) => proxy_error(proxy, ProxyError::Unreachable(error)),
             None => DialError::Connect(error),
         })?;
-        configure(&stream, target.send_buffer);
+        configure(&stream, &target);
         let local = stream.local_addr().ok();
         if let Some(proxy) = proxy {
             let asked = connect_through(proxy, &mut stream, target.host, target.port).await;
@@ -127,10 +129,16 @@ fn proxy_error(proxy: &Proxy, error: ProxyError) -> DialError {
     DialError::Proxy { proxy: proxy.to_string(), error }
 }
 
-fn configure(stream: &TcpStream, send_buffer: Option<usize>) {
+/// Sets the options of a socket. The connection works without them.
+fn configure(stream: &TcpStream, target: &DialTarget<'_>) {
     let _ = stream.set_nodelay(true);
-    if let Some(bytes) = send_buffer {
+    if let Some(bytes) = target.send_buffer {
         let _ = socket2::SockRef::from(stream).set_send_buffer_size(bytes);
+    }
+    #[cfg(target_os = "linux")]
+    if let Some(limit) = target.silence_limit {
+        let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let _ = nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &limit);
     }
 }
 
@@ -150,7 +158,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     fn target(host: &str) -> DialTarget<'_> {
-        DialTarget { host, port: 9, address: None, tls: None, send_buffer: None }
+        DialTarget { host, port: 9, address: None, tls: None, send_buffer: None, silence_limit: None }
     }
 
     async fn listener() -> (TcpListener, SocketAddr) {

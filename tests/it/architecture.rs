@@ -96,6 +96,7 @@ const PURE: &[&str] = &[
     "src/net/forwarded.rs",
     "src/net/unauthenticated.rs",
     "src/net/proxy.rs",
+    "src/net/proxy_settings.rs",
     "src/dataplane/framing.rs",
     "src/signaling/call_requests.rs",
     "src/signaling/access.rs",

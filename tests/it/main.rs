@@ -40,6 +40,7 @@ mod outages;
 mod paths;
 mod pipes;
 mod proc;
+mod proxies;
 mod public_api;
 mod punching;
 mod raw_turn;

@@ -2,7 +2,8 @@
 
 use super::gateway_error::GatewayError;
 use crate::agent::{
-    ConnectError, ConnectionError, NatType, PathAttempts, PathPolicy, Refusal, RegistrationError, TicketError,
+    ConnectError, ConnectionError, NatType, PathAttempts, PathPolicy, ProxySettingsError, Refusal,
+    RegistrationError, TicketError,
 };
 use std::error::Error as StdError;
 use std::io;
@@ -30,6 +31,8 @@ pub(super) enum UsageError {
     NoKey,
     #[error("the key is too short")]
     ShortKey,
+    #[error("{variable} names no proxy")]
+    Proxy { variable: &'static str, source: ProxySettingsError },
     #[error("there is no terminal to prompt on")]
     NoTerminal,
     #[error("interrupted")]
@@ -56,6 +59,9 @@ impl UsageError {
             Self::Token => "a token that `ginnel gateway token` printed on the gateway",
             Self::NoKey | Self::ShortKey => {
                 "agent share --key-file FILE …     the file contains the key that `ginnel key --gateway` prints on the gateway"
+            }
+            Self::Proxy { .. } => {
+                "HTTPS_PROXY=http://HOST:PORT or HTTPS_PROXY=socks5://HOST:PORT; NO_PROXY=HOST,… for exceptions"
             }
             Self::NoTerminal => {
                 "--key-file FILE, or AGENT_KEY in the environment; for a password --password-file FILE"

@@ -6,7 +6,7 @@ use super::pipe::{self, Directions, Input, Stop};
 use super::report::Reporter;
 use super::secrets::{KeySource, read_file};
 use super::terminal::interrupted;
-use super::{BACKOFF, INTERRUPTED, OutputOptions};
+use super::{AgentOptions, BACKOFF, INTERRUPTED, OutputOptions, proxy_environment};
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
     ClientBuilder, ConnectError, Endpoint, GatewayToken, Key, Raw, ServerBuilder, Settings, Tls,
@@ -47,7 +47,7 @@ enum GatewayTransport {
 }
 
 #[derive(Debug, Args)]
-struct TlsOptions {
+pub(super) struct TlsOptions {
     /// File of CA certificates (PEM) to trust instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -105,8 +105,6 @@ pub(super) struct DialOptions {
     /// File that contains the gateway token
     #[arg(long, value_name = "FILE", conflicts_with = "gateway_token")]
     gateway_token_file: Option<PathBuf>,
-    #[command(flatten)]
-    tls: TlsOptions,
 }
 
 /// Parses `PORT` or `HOST:PORT`.
@@ -131,7 +129,7 @@ fn read_pem(option: &'static str, path: &Path) -> Result<Vec<u8>, UsageError> {
 }
 
 impl TlsOptions {
-    fn tls(&self) -> Result<Tls, UsageError> {
+    pub(super) fn tls(&self) -> Result<Tls, UsageError> {
         let tls = Tls::system();
         Ok(match &self.ca {
             Some(file) => tls.roots(read_pem("--ca", file)?),
@@ -158,7 +156,7 @@ impl ShareCommand {
             GatewayTransport::Web | GatewayTransport::Hmac => ServerBuilder::hmac(gateway, id, key),
             GatewayTransport::Md5 => ServerBuilder::md5(gateway, id, key),
         };
-        Ok(server.tls(tls).settings(settings))
+        Ok(server.tls(tls).settings(settings).proxies(proxy_environment::read()?))
     }
 
     /// Runs the command and returns the exit code.
@@ -261,13 +259,15 @@ impl DialOptions {
         &self,
         report: &Reporter,
         environment_ticket: Option<&str>,
-        directions: Directions,
+        common: &AgentOptions,
     ) -> Result<u8, CommandError> {
+        let directions = common.directions;
         let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::USAGE) };
-        let (tls, token) = (self.tls.tls()?, self.token(environment_ticket, report)?);
+        let (tls, token) = (common.tls.tls()?, self.token(environment_ticket, report)?);
         // A byte stream cannot continue over a new connection, and a blocked one delays no other.
         let settings = Settings { reconnect: None, receive_timeout: OUTPUT_TIMEOUT, ..Settings::default() };
         let client = ClientBuilder::new(gateway.trim()).tls(tls).settings(settings);
+        let client = client.proxies(proxy_environment::read()?);
         let client = match token {
             Some(token) => client.token(token),
             None => client,

@@ -161,6 +161,7 @@ impl Address {
                 address: None,
                 tls: self.tls.then_some(alpn),
                 send_buffer: None,
+                silence_limit: None,
             };
             let DialedStream { stream, local, .. } =
                 dialer.dial(target, limit).await.map_err(|error| match error {
