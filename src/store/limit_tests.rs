@@ -75,3 +75,20 @@ pub(super) fn a_full_store_refuses_messages_until_some_are_removed(kind: Kind) {
     done(large(100, bob));
     assert_eq!(ids(&store, bob), ["100"]);
 }
+
+pub(super) fn the_limit_of_a_store_holds_for_calls_that_share_a_commit(kind: Kind) {
+    let store = kind.open_with(StoreLimits { stored_bytes: 1 << 20, ..StoreLimits::default() });
+    let alice = open(&store, "alice");
+    let large = |number: usize| {
+        let mut large = message("carol", &number.to_string(), &[alice]);
+        large.copies[0].body = vec![1; 50_000].into();
+        store.append(large)
+    };
+    let queued: Vec<_> = (0..100).map(large).collect();
+    let stored = queued.into_iter().map(wait).filter(Result::is_ok).count();
+    assert!((12..=20).contains(&stored), "{stored}");
+    let removed = store.acknowledge(alice, Acknowledgement::UpTo(3), NOW);
+    let next = large(100);
+    done(removed);
+    done(next);
+}

@@ -82,6 +82,7 @@ for_every_store! {
     one_sender_has_a_quarter_of_a_mailbox_unless_it_is_a_contact,
     a_part_of_a_mailbox_is_kept_for_contacts,
     a_full_store_refuses_messages_until_some_are_removed,
+    the_limit_of_a_store_holds_for_calls_that_share_a_commit,
     what_is_too_long_is_refused,
     an_acknowledgement_removes_up_to_a_number_or_some_numbers,
     an_acknowledged_message_is_reported_to_the_sending_device,

@@ -1,6 +1,7 @@
 //! The statements that create and read mailboxes, and append to them.
 
 use super::accounts::parsed;
+use super::used_bytes::UsedBytes;
 use crate::limits::Limit;
 use crate::store::{
     AccountDeviceId, Appended, FORGET_EVERY, Full, Mailbox, MailboxId, MessageCopy, MessageKind, NewMessage,
@@ -64,9 +65,10 @@ pub(super) fn mailbox(connection: &Connection, id: MailboxId) -> Result<Mailbox,
 pub(super) fn append(
     connection: &Connection,
     limits: &StoreLimits,
+    used: &UsedBytes,
     message: &NewMessage,
 ) -> Result<Vec<Appended>, StoreError> {
-    check_stored_bytes(connection, limits, message)?;
+    check_stored_bytes(connection, limits, used, message)?;
     let sender = message.sender.to_string();
     let append_all = || -> Result<Vec<_>, StoreError> {
         message.copies.iter().map(|copy| append_copy(connection, limits, message, &sender, copy)).collect()
@@ -95,14 +97,15 @@ pub(super) fn pages(connection: &Connection, pragma: &'static str) -> SqlResult<
 fn check_stored_bytes(
     connection: &Connection,
     limits: &StoreLimits,
+    used: &UsedBytes,
     message: &NewMessage,
 ) -> Result<(), StoreError> {
-    let bytes: usize = message.copies.iter().map(|copy| copy.body.len()).sum();
-    let in_use = pages(connection, PAGE_COUNT)?.saturating_sub(pages(connection, FREE_PAGES)?);
-    if in_use.saturating_mul(PAGE_BYTES).saturating_add(bytes as u64) > limits.stored_bytes {
+    let bytes = message.copies.iter().map(|copy| copy.body.len() as u64).sum();
+    if !used.has_room(connection, bytes, limits.stored_bytes)? {
         Limit::StoreBytes.reached(limits.stored_bytes);
         return Err(StoreError::Full(Full::Store));
     }
+    used.add(message.copies.len() as u64, bytes);
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! | `writer.rs` | the thread that writes: many calls in one transaction |
 //! | `reader.rs` | the threads that read |
 //! | `reserve.rs` | room on the disk for what removes |
+//! | `used_bytes.rs` | how much is stored, for the limit |
 //! | `call_queue.rs` | the bounded queue before each of them |
 //! | `accounts.rs`, `mailboxes.rs`, `removal.rs` | the statements |
 //!
@@ -20,6 +21,7 @@ mod reader;
 mod removal;
 mod reserve;
 mod schema;
+mod used_bytes;
 mod writer;
 
 pub use writer::CommitCounts;
@@ -336,9 +338,11 @@ impl Store for SqliteStore {
         if let Err(error) = message.check() {
             return Box::pin(ready(Err(error)));
         }
-        let limits = self.shared.limits;
+        let shared = Arc::clone(&self.shared);
         let bytes = message.copies.iter().map(|copy| copy.body.len()).sum();
-        let append = move |connection: &_| mailboxes::append(connection, &limits, &message);
+        let append = move |connection: &_| {
+            mailboxes::append(connection, &shared.limits, shared.writer.used_bytes(), &message)
+        };
         self.shared.writer.submit(Room::Takes(bytes), append)
     }
 

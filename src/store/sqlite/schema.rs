@@ -1,6 +1,7 @@
 //! The database file: opening, pragmas, schema versions.
 
 use super::OpenError;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -131,6 +132,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
+    // Without the guarantee SQLite compiles most cached statements anew each time that values are bound to them.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
     Ok(connection)
 }
@@ -176,6 +179,7 @@ mod tests {
         Account, Acknowledgement, Appended, DevicePin, Mailbox, MessageCopy, MessageKind, NewAccountDevice,
         NewMessage, PageSize, Party, Store, StoreFuture,
     };
+    use rusqlite::StatementStatus;
     use std::os::unix::fs::PermissionsExt;
 
     fn done<T>(future: StoreFuture<T>) -> T {
@@ -317,5 +321,19 @@ mod tests {
         assert_eq!(pragma("synchronous"), 2.into());
         let reader = open_reader(&path).unwrap();
         reader.execute("DELETE FROM contacts", []).unwrap_err();
+    }
+
+    #[test]
+    fn a_cached_statement_is_compiled_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("messages.db");
+        for connection in [open_database(&path).unwrap(), open_reader(&path).unwrap()] {
+            for number in 0..10 {
+                let statement = "SELECT 1 FROM mailboxes WHERE id > ?1 AND messages = ?2 LIMIT ?3";
+                let mut statement = connection.prepare_cached(statement).unwrap();
+                statement.exists([number, number, number]).unwrap();
+                assert_eq!(statement.get_status(StatementStatus::RePrepare), 0);
+            }
+        }
     }
 }

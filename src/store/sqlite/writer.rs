@@ -7,6 +7,7 @@ use super::call_queue::{BatchSize, CallQueue};
 use super::failure::{is_disk_full, is_fatal};
 use super::mailboxes::{FREE_PAGES, PAGE_BYTES, pages};
 use super::reserve::Reserve;
+use super::used_bytes::UsedBytes;
 use crate::limits::sampled;
 use crate::net::time;
 use crate::store::{StoreError, StoreFuture};
@@ -119,6 +120,7 @@ pub struct CommitCounts {
 /// The callers' side of the thread.
 pub(super) struct Writer {
     queue: CallQueue<Box<dyn Write>>,
+    used_bytes: UsedBytes,
     commits: AtomicU64,
     calls: AtomicU64,
 }
@@ -132,7 +134,13 @@ impl fmt::Debug for Writer {
 impl Writer {
     pub(super) fn new(max_queued_bytes: usize) -> Self {
         let queue = CallQueue::new(max_queued_bytes);
-        Self { queue, commits: AtomicU64::new(0), calls: AtomicU64::new(0) }
+        let used_bytes = UsedBytes::unknown();
+        Self { queue, used_bytes, commits: AtomicU64::new(0), calls: AtomicU64::new(0) }
+    }
+
+    /// Returns how much is stored, for calls that run in the thread.
+    pub(super) fn used_bytes(&self) -> &UsedBytes {
+        &self.used_bytes
     }
 
     /// Queues a call.
@@ -217,7 +225,7 @@ struct WriterThread<'a> {
 impl WriterThread<'_> {
     /// Writes and answers a batch; returns how many calls are to be expected next.
     fn write(&mut self, batch: &mut Vec<Box<dyn Write>>) -> usize {
-        let result = commit(self.connection, batch);
+        let result = self.commit(batch);
         // Who is answered now may call again, beside those who have called meanwhile.
         let expected = batch.len() + self.writer.queue.len();
         if result.is_ok() {
@@ -236,7 +244,7 @@ impl WriterThread<'_> {
             if self.is_short() && self.free_pages() < call.room().pages() {
                 return call.finish(Err(StoreError::DiskFull));
             }
-            match commit(self.connection, slice::from_mut(&mut call)) {
+            match self.commit(slice::from_mut(&mut call)) {
                 Ok(()) => {
                     self.writer.count(1);
                     return call.finish(Ok(()));
@@ -256,6 +264,20 @@ impl WriterThread<'_> {
                 call.finish(Err(error.into()));
             }
         }
+    }
+
+    /// Runs the calls in one transaction; rolls it back if it fails.
+    fn commit(&self, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
+        self.writer.used_bytes.forget();
+        let result = run_transaction(self.connection, calls);
+        // SQLite has rolled back already after some errors.
+        if result.is_err()
+            && !self.connection.is_autocommit()
+            && let Err(error) = execute(self.connection, "ROLLBACK")
+        {
+            sampled!(warn, time::mono(), %error, "a transaction was not rolled back");
+        }
+        result
     }
 
     /// Refuses what would let the database grow on a full disk.
@@ -306,19 +328,6 @@ impl Writer {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.calls.fetch_add(calls as u64, Ordering::Relaxed);
     }
-}
-
-/// Runs the calls in one transaction; rolls it back if it fails.
-fn commit(connection: &Connection, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
-    let result = run_transaction(connection, calls);
-    // SQLite has rolled back already after some errors.
-    if result.is_err()
-        && !connection.is_autocommit()
-        && let Err(error) = execute(connection, "ROLLBACK")
-    {
-        sampled!(warn, time::mono(), %error, "a transaction was not rolled back");
-    }
-    result
 }
 
 fn run_transaction(connection: &Connection, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
