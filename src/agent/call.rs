@@ -440,6 +440,7 @@ impl CallTask {
         };
         let info = PathInfo {
             kind: PathKind::from(active.path),
+            transport: active.transport,
             local: active.local,
             remote,
             rtt: active.rtt,
@@ -448,7 +449,8 @@ impl CallTask {
         };
         self.path.send_if_modified(|current| {
             let is_same = current.as_ref().is_some_and(|current| {
-                (current.kind, current.remote, &current.reason) == (info.kind, info.remote, &info.reason)
+                (current.kind, current.transport, current.remote, &current.reason)
+                    == (info.kind, info.transport, info.remote, &info.reason)
             });
             let since = current.as_ref().filter(|_| is_same).map_or(info.since, |current| current.since);
             let has_news = !is_same || current.as_ref().is_some_and(|current| current.rtt.is_none());

@@ -8,7 +8,7 @@ use super::candidate::CandidatePath;
 use super::config::ServerName;
 use super::ice_engine::IceEngine;
 use super::keys::AgentRole;
-use super::path::PathPolicy;
+use super::path::{PathPolicy, PathTransport};
 use super::tunnel::{EngineMessage, Tunnel};
 use super::webrtc_engine::WebRtcEngine;
 use crate::ice::IceCredentials;
@@ -90,6 +90,8 @@ pub(super) enum EngineCommand {
 pub(super) struct ActivePath {
     /// Its kind.
     pub(super) path: CandidatePath,
+    /// How datagrams reach the peer or the relay of the other side.
+    pub(super) transport: PathTransport,
     /// The local address.
     pub(super) local: SocketAddr,
     /// The peer's address.

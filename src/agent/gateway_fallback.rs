@@ -11,7 +11,7 @@ use super::datagram_queue::DatagramQueue;
 use super::engine::EngineConfig;
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
 use super::keys::{AgentRole, Secret};
-use super::path::{PathInfo, PathKind};
+use super::path::{PathInfo, PathKind, PathTransport};
 use super::quic;
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
@@ -209,6 +209,7 @@ async fn handshake(
         connect::handshake(quic, (secret, role), InitialKey::without_call(secret), handle).await?;
     path.send_replace(Some(PathInfo {
         kind: PathKind::Gateway,
+        transport: PathTransport::Tcp,
         local: ends.local,
         remote: ends.remote,
         rtt: Some(connection.rtt()),

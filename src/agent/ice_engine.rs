@@ -9,8 +9,9 @@ use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, Engine
 use super::gathering::{Gathering, GatheringEvent};
 use super::host_addresses::{host_addresses, source_address};
 use super::keys::AgentRole;
-use super::outlet::Outlet;
-use super::path::PathPolicy;
+use super::outlet::{Outlet, QueueFraming};
+use super::path::{PathPolicy, PathTransport};
+use super::peer_streams::{Direction, PeerStreamEvent, PeerStreams};
 use super::relay_client::{RelayClient, RelayLink};
 use super::relay_stream;
 use super::tunnel::{EngineMessage, MessageSource, Tunnel};
@@ -45,6 +46,10 @@ const REPAIR_PAUSE: Duration = Duration::from_secs(1);
 const RELEASE_TIME: Duration = Duration::from_millis(500);
 /// Deadline of a timer that is not needed.
 const FAR: Duration = Duration::from_secs(3600);
+/// Addresses with TCP candidates; the better ones.
+const MAX_TCP_HOSTS: usize = 4;
+/// The port of active candidates (RFC 6544 section 4.5).
+const ACTIVE_PORT: u16 = 9;
 /// Between the preferences of two host candidates.
 const PREFERENCE_STEP: u16 = 1_000;
 
@@ -54,6 +59,7 @@ pub(super) struct IceEngine {
     tunnel: Arc<Tunnel>,
     queues: EngineQueues,
     ports: Vec<Arc<UdpPort>>,
+    streams: PeerStreams,
     gathering: Gathering,
     network: NetworkChanges,
     relays: Relays,
@@ -91,6 +97,7 @@ impl IceEngine {
         let server = config.server;
         let mut engine = Self {
             config,
+            streams: PeerStreams::new(Arc::clone(&tunnel)),
             tunnel,
             queues,
             ports: Vec::new(),
@@ -122,6 +129,7 @@ impl IceEngine {
                     Some(command) => self.handle_command(time::now().mono, command),
                 },
                 Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
+                event = self.streams.next() => self.handle_stream(time::now().mono, event),
                 () = self.network.changed() => self.handle_network_change(time::now().mono),
                 () = tunnel.activity(), if self.tick.is_none() && self.active.is_some() => {
                     self.tick = Some(time::now().mono + TICK);
@@ -241,7 +249,15 @@ impl IceEngine {
         let (kept, gone): (Vec<_>, Vec<_>) =
             self.ports.drain(..).partition(|port| addresses.contains(&port.local_addr().ip()));
         for port in gone {
-            self.remove_candidates(now, port.local_addr());
+            let ip = port.local_addr().ip();
+            let of_address = |candidate: &&Candidate| {
+                candidate.kind != CandidateKind::Relayed && candidate.base.ip() == ip
+            };
+            let bases: Vec<SocketAddr> =
+                self.candidates.iter().filter(of_address).map(|known| known.base).collect();
+            for base in bases {
+                self.remove_candidates(now, base);
+            }
         }
         self.ports = kept;
         for (index, ip) in (0..).zip(addresses) {
@@ -254,6 +270,9 @@ impl IceEngine {
                     let host = Candidate::host(CandidateTransport::Udp, port.local_addr(), preference);
                     self.ports.push(Arc::new(port));
                     self.add_candidate(now, host);
+                    if usize::from(index) < MAX_TCP_HOSTS {
+                        self.add_tcp_candidates(now, ip, preference);
+                    }
                 }
                 Err(error) => tracing::debug!(%error, %ip, "no socket for a host candidate"),
             }
@@ -261,6 +280,36 @@ impl IceEngine {
         self.tunnel.set_ports(self.ports.clone());
         let bases: Vec<SocketAddr> = self.ports.iter().map(|port| port.local_addr()).collect();
         self.gathering.set_ports(now, &bases);
+    }
+
+    /// A connection can be opened from every address, and accepted at it.
+    fn add_tcp_candidates(&mut self, now: Instant, ip: IpAddr, preference: u16) {
+        let active = SocketAddr::new(ip, ACTIVE_PORT);
+        self.add_candidate(now, Candidate::host(CandidateTransport::TcpActive, active, preference));
+        match self.streams.listen(SocketAddr::new(ip, 0)) {
+            Ok(passive) => {
+                self.add_candidate(now, Candidate::host(CandidateTransport::TcpPassive, passive, preference));
+            }
+            Err(error) => tracing::debug!(%error, %ip, "no listener for a host candidate"),
+        }
+    }
+
+    fn handle_stream(&mut self, now: Instant, event: PeerStreamEvent) {
+        let Some(agent) = &mut self.agent else { return };
+        match event {
+            PeerStreamEvent::Opened(key, stream, direction) => {
+                if self.streams.start(key, stream, direction) && direction == Direction::Connected {
+                    agent.handle_tcp_connected(now, key.0, key.1);
+                }
+            }
+            PeerStreamEvent::Message((local, remote), bytes) => {
+                agent.handle_tcp_message(now, local, remote, &bytes);
+            }
+            PeerStreamEvent::Closed(key) => {
+                self.streams.close(key);
+                agent.handle_tcp_closed(now, key.0, key.1);
+            }
+        }
     }
 
     /// Returns the socket from which the server is reached.
@@ -420,8 +469,10 @@ impl IceEngine {
             self.tick = None;
             return;
         };
-        if activity.received {
+        if activity.received && pair.local.transport == CandidateTransport::Udp {
             agent.handle_data_received(pair.local.base, pair.remote.address);
+        } else if activity.received {
+            agent.handle_tcp_data_received(pair.local.base, pair.remote.address);
         }
         let patience = pair.round_trip.map_or(TICK, |round_trip| round_trip * 3 / 2).max(TICK);
         if activity.unanswered_since.is_some_and(|since| since + patience <= now) {
@@ -577,7 +628,10 @@ impl IceEngine {
         loop {
             let Some(agent) = &mut self.agent else { return };
             if let Some(check) = agent.poll_transmit() {
-                self.send_check(now, check.local, check.remote, check.bytes);
+                match check.is_tcp {
+                    true => self.streams.send_message((check.local, check.remote), &check.bytes),
+                    false => self.send_check(now, check.local, check.remote, check.bytes),
+                }
             } else if let Some(event) = agent.poll_event() {
                 self.handle_agent_event(now, event);
             } else {
@@ -612,6 +666,8 @@ impl IceEngine {
                 self.queues.send(EngineEvent::Disconnected);
                 self.repair(now);
             }
+            IceEvent::Connect { local, remote, .. } => self.streams.open((local, remote)),
+            IceEvent::Close { local, remote } => self.streams.close((local, remote)),
             other => tracing::trace!(?other, "of the ICE agent"),
         }
     }
@@ -623,6 +679,10 @@ impl IceEngine {
         let relay = self.relays.clients.iter_mut().find(|relay| relay.relayed() == Some(base));
         let outlet = match relay {
             Some(relay) => Some(relay.outlet(now, remote)),
+            None if pair.local.transport != CandidateTransport::Udp => {
+                let queue = self.streams.queue((base, remote)).cloned();
+                queue.map(|queue| Outlet::Queue(queue, QueueFraming::Length))
+            }
             None => self.port(base).map(|port| Outlet::Direct { port: Arc::clone(port), remote }),
         };
         if outlet.is_some() {
@@ -645,9 +705,15 @@ impl IceEngine {
         let is_relay = is_relayed(&pair.local) || is_relayed(&pair.remote);
         let path = if is_relay { CandidatePath::Relay } else { CandidatePath::Direct };
         let (local, remote) = (pair.local.address, pair.remote.address);
+        let relay = self.relays.clients.iter().find(|relay| relay.relayed() == Some(pair.local.base));
+        let is_tcp = match relay {
+            Some(relay) => relay.is_stream(),
+            None => pair.local.transport != CandidateTransport::Udp,
+        };
+        let transport = if is_tcp { PathTransport::Tcp } else { PathTransport::Udp };
         let told = self.active.filter(|told| (told.path, told.local, told.remote) == (path, local, remote));
         if told.is_none_or(|told| told.rtt.is_none() && pair.round_trip.is_some()) {
-            let active = ActivePath { path, local, remote, rtt: pair.round_trip };
+            let active = ActivePath { path, transport, local, remote, rtt: pair.round_trip };
             self.active = Some(active);
             self.queues.send(EngineEvent::Selected(active));
         }

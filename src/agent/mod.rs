@@ -29,7 +29,8 @@
 //! | `engine` | commands and events of an ICE engine | |
 //! | `ice_engine`, `webrtc_engine` | the two engines | tokio |
 //! | `gathering`, `nat` | server-reflexive addresses; the type of the local NAT | pure |
-//! | `host_addresses`, `udp_port`, `relay_client`, `relay_stream` | sockets, and allocations by UDP and TCP | tokio |
+//! | `host_addresses`, `udp_port`, `peer_streams` | sockets of host candidates, by UDP and TCP | tokio |
+//! | `relay_client`, `relay_stream` | allocations by UDP and TCP | tokio |
 //! | `path` | the path in use | pure |
 //! | `tunnel`, `outlet`, `datagram_queue` | one socket of QUIC over whatever path | tokio |
 //! | `quic`, `connection` | QUIC and its streams | tokio |
@@ -57,6 +58,7 @@ mod listener;
 mod nat;
 mod outlet;
 mod path;
+mod peer_streams;
 mod pinned_tls;
 mod publish;
 mod quic;
@@ -80,6 +82,6 @@ pub use connection::{Connection, PathChanges, RecvStream, SendStream};
 pub use engine::IceImplementation;
 pub use error::{ConnectError, ConnectionError, PathAttempts, Refusal, RegistrationError};
 pub use listener::Listener;
-pub use path::{PathInfo, PathKind, PathPolicy};
+pub use path::{PathInfo, PathKind, PathPolicy, PathTransport};
 pub(crate) use publish::{ServiceConnection, ServiceEvent, bridge, publish};
 pub use ticket::{Ticket, TicketError};

@@ -58,6 +58,8 @@ pub(super) enum QueueFraming {
     Datagrams,
     /// As frames of TURN on a stream.
     Relay(Arc<RelayedPeer>),
+    /// With their length ([RFC 4571](https://www.rfc-editor.org/rfc/rfc4571)), on a TCP connection with the peer.
+    Length,
 }
 
 /// The active path of a connection.
@@ -116,6 +118,11 @@ impl Outlet {
                             let mut frame = Vec::with_capacity(datagram.len() + 40);
                             peer.frame(datagram, true, &mut frame)?;
                             frame.into()
+                        }
+                        QueueFraming::Length => {
+                            let length =
+                                u16::try_from(datagram.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+                            [&length.to_be_bytes(), datagram].concat().into()
                         }
                     };
                     if !queue.push(bytes) {

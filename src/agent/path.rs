@@ -60,12 +60,25 @@ impl From<CandidatePath> for PathKind {
     }
 }
 
+/// How the datagrams of a path are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum PathTransport {
+    /// By UDP.
+    #[default]
+    Udp,
+    /// By TCP: UDP is blocked.
+    Tcp,
+}
+
 /// The path that carries a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PathInfo {
     /// Its kind.
     pub kind: PathKind,
+    /// Its transport on this side.
+    pub transport: PathTransport,
     /// The local transport address as the other side sees it; on a relay path the relayed address or the socket that reaches it.
     pub local: SocketAddr,
     /// The transport address of the other side, or of the server on a relay or gateway path.
@@ -80,7 +93,8 @@ pub struct PathInfo {
 
 impl fmt::Display for PathInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind, self.remote)?;
+        let transport = if self.transport == PathTransport::Tcp { " tcp" } else { "" };
+        write!(f, "{}{transport} {}", self.kind, self.remote)?;
         if let Some(rtt) = self.rtt {
             match rtt.as_millis() {
                 0 => write!(f, " · <1 ms")?,
@@ -99,6 +113,7 @@ mod tests {
     fn a_path_is_one_line_with_address_time_and_reason() {
         let direct = PathInfo {
             kind: PathKind::Direct,
+            transport: PathTransport::Udp,
             local: "192.0.2.1:4000".parse().unwrap(),
             remote: "203.0.113.22:41641".parse().unwrap(),
             rtt: Some(Duration::from_millis(3)),
@@ -106,6 +121,8 @@ mod tests {
             reason: None,
         };
         assert_eq!(direct.to_string(), "direct 203.0.113.22:41641 · 3 ms");
+        let by_tcp = PathInfo { transport: PathTransport::Tcp, ..direct.clone() };
+        assert_eq!(by_tcp.to_string(), "direct tcp 203.0.113.22:41641 · 3 ms");
         let relay = PathInfo {
             kind: PathKind::Relay,
             remote: "203.0.113.10:3478".parse().unwrap(),

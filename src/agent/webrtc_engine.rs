@@ -12,7 +12,7 @@ use super::datagram_queue::DatagramQueue;
 use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials};
 use super::keys::AgentRole;
 use super::outlet::{Outlet, QueueFraming};
-use super::path::PathPolicy;
+use super::path::{PathPolicy, PathTransport};
 use super::tunnel::Tunnel;
 use crate::ice::IceCredentials;
 use bytes::Bytes;
@@ -161,7 +161,13 @@ impl WebRtcEngine {
         let queue = Arc::new(DatagramQueue::default());
         self.tunnel.set_outlet(Some(Outlet::Queue(Arc::clone(&queue), QueueFraming::Datagrams)));
         let (local, remote) = (pair.local.addr(), pair.remote.addr());
-        self.send(EngineEvent::Selected(ActivePath { path, local, remote, rtt: None }));
+        self.send(EngineEvent::Selected(ActivePath {
+            path,
+            transport: PathTransport::Udp,
+            local,
+            remote,
+            rtt: None,
+        }));
         let receive = async {
             let mut buffer = vec![0; MAX_DATAGRAM];
             loop {

@@ -282,6 +282,7 @@ pairs! {
         Behind(Symmetric), Behind(Symmetric) => Path::Inner;
     fn udp_blocked_and_port_restricted_connect_by_a_relay_over_tcp():
         Behind(UdpBlocked), Behind(PortRestricted) => Path::RelayByTcp;
+    fn open_and_udp_blocked_connect_directly_by_tcp(): Open, Behind(UdpBlocked) => Path::Direct;
 }
 
 #[test]

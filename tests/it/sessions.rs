@@ -40,7 +40,8 @@ fn agent(name: &str, host: &Host, arguments: &[&str], key: &str) -> Proc {
 
 fn path(line: &str) -> Option<String> {
     let event: Value = serde_json::from_str(line).ok()?;
-    (event["t"] == "path").then(|| event["kind"].as_str().unwrap_or_default().to_owned())
+    let word = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    (event["t"] == "path").then(|| format!("{} {}", word("kind"), word("transport")))
 }
 
 impl Talk {
@@ -125,7 +126,8 @@ impl Talk {
     }
 
     fn expect_path(&self, kind: &str) {
-        let is_last = |side: &Proc| side.lines(|line| path(line)).pop().as_deref() == Some(kind);
+        let is_last =
+            |side: &Proc| side.lines(|line| path(line)).pop().is_some_and(|path| path.starts_with(kind));
         let end = Instant::now() + UP;
         while !is_last(&self.connector) {
             assert!(Instant::now() < end, "no {kind} path\n{}", self.connector.printed());
@@ -144,6 +146,16 @@ fn block(host: &Host, peer: Option<&str>) {
         format!("chain {name} {{\n type filter hook {hook} priority -5;\n {rule} drop;\n}}\n")
     };
     host.nft(&format!("table inet block {{\n{}{}}}\n", chain("in", "input"), chain("out", "output")));
+}
+
+/// Lets a host reach only the server by TCP, so that there is no direct path by TCP.
+fn without_direct_tcp(host: &Host) {
+    let chain = |name: &str, hook: &str, side: &str| {
+        let rule = format!("ip {side} != 203.0.113.10 meta l4proto tcp drop");
+        format!("chain {name} {{\n type filter hook {hook} priority -6;\n {rule};\n}}\n")
+    };
+    let chains = [chain("in", "input", "saddr"), chain("out", "output", "daddr")].concat();
+    host.nft(&format!("table inet without_tcp {{\n{chains}}}\n"));
 }
 
 fn unblock(host: &Host) {
@@ -177,7 +189,7 @@ fn a_relayed_session_outlives_the_restart_of_its_server() {
     let mut server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &["--relay-only"]);
     talk.interrupt("server restarted, relayed", || server.restart_on(&server_host));
-    talk.expect_path("relay");
+    talk.expect_path("relay udp");
 }
 
 #[test]
@@ -187,7 +199,7 @@ fn a_direct_session_does_not_notice_the_restart_of_its_server() {
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
     let mut server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
     let longest = talk.interrupt("server restarted, direct", || server.restart_on(&server_host));
     assert!(longest < Duration::from_secs(5), "{longest:?}");
 }
@@ -199,10 +211,10 @@ fn a_session_survives_a_new_address_of_either_side() {
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
     let server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
     talk.interrupt("connector's address changed", || hosts[1].move_to(32));
     talk.interrupt("listener's address changed", || hosts[0].move_to(31));
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
 }
 
 #[test]
@@ -210,13 +222,28 @@ fn a_session_goes_on_over_tcp_when_udp_is_blocked_and_returns() {
     laboratory!();
     let net = Net::new();
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    without_direct_tcp(&hosts[1]);
     let server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
+    talk.interrupt("UDP blocked, relay", || block(&hosts[1], None));
+    talk.expect_path("relay tcp");
+    talk.interrupt("UDP allowed, relay", || unblock(&hosts[1]));
+    talk.expect_path("direct udp");
+}
+
+#[test]
+fn a_session_goes_on_directly_by_tcp_when_udp_is_blocked_and_returns() {
+    laboratory!();
+    let net = Net::new();
+    let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    let server = TestServer::on(&server_host);
+    let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
+    talk.expect_path("direct udp");
     talk.interrupt("UDP blocked", || block(&hosts[1], None));
-    talk.expect_path("relay");
+    talk.expect_path("direct tcp");
     talk.interrupt("UDP allowed", || unblock(&hosts[1]));
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
 }
 
 #[test]
@@ -249,6 +276,7 @@ fn a_tcp_relay_is_replaced_when_its_address_is_gone() {
     laboratory!();
     let net = Net::new();
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    without_direct_tcp(&hosts[1]);
     let server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
     block(&hosts[1], None);
@@ -262,6 +290,7 @@ fn a_session_that_cannot_be_direct_from_the_start_becomes_so_later() {
     laboratory!();
     let net = Net::new();
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    without_direct_tcp(&hosts[1]);
     let server = TestServer::on(&server_host);
     block(&hosts[1], None);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
@@ -291,15 +320,16 @@ fn a_dead_direct_path_is_left_for_the_relay_and_used_again() {
     laboratory!();
     let net = Net::new();
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
+    without_direct_tcp(&hosts[1]);
     let server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
     talk.interrupt("direct path died", || {
         block(&hosts[1], Some("203.0.113.21"));
     });
-    talk.expect_path("relay");
+    talk.expect_path("relay udp");
     unblock(&hosts[1]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
 }
 
 #[test]
@@ -310,7 +340,7 @@ fn a_session_survives_a_nat_that_forgets_its_mappings() {
     let nats = [21, 22].map(|octet| net.nat(NatKind::PortRestricted, octet));
     let hosts = nats.each_ref().map(|nat| net.behind(nat));
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
     talk.interrupt("NAT restarted", || {
         nats[1].forget_after(1);
         nats[1].cut();
@@ -318,7 +348,7 @@ fn a_session_survives_a_nat_that_forgets_its_mappings() {
         nats[1].forget_after(30);
         nats[1].mend();
     });
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
 }
 
 #[test]
@@ -328,7 +358,7 @@ fn a_stopped_agent_goes_on_where_it_was() {
     let (server_host, hosts) = (net.island(10), [net.public(21), net.public(22)]);
     let server = TestServer::on(&server_host);
     let mut talk = Talk::start(&server, hosts.each_ref(), &[]);
-    talk.expect_path("direct");
+    talk.expect_path("direct udp");
     let listener = talk.listener.id();
     let seconds = tools::switch("GINNEL_SUSPEND_SECONDS", 5);
     talk.interrupt("listener suspended", || stop(listener, Duration::from_secs(seconds as u64)));

@@ -1,7 +1,7 @@
 //! What `agent` reports on standard error: text for users, or one JSON event per line for programs.
 
 use super::error::CommandError;
-use crate::agent::{PathInfo, Ticket};
+use crate::agent::{PathInfo, PathTransport, Ticket};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -85,6 +85,7 @@ impl Reporter {
                     "v": VERSION,
                     "t": "path",
                     "kind": path.kind.to_string(),
+                    "transport": if path.transport == PathTransport::Tcp { "tcp" } else { "udp" },
                     "local": path.local.to_string(),
                     "remote": path.remote.to_string(),
                     "rtt_ms": path.rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),

@@ -1,0 +1,276 @@
+//! TCP connections with the peer ([RFC 6544](https://www.rfc-editor.org/rfc/rfc6544)): opened from active candidates, accepted at passive ones.
+//!
+//! Every message has its length before it ([RFC 4571](https://www.rfc-editor.org/rfc/rfc4571)). Datagrams of QUIC go to the tunnel, messages of STUN
+//! to the ICE engine. The machine of `src/ice/` decides which connections are opened and closed.
+
+use super::datagram_queue::DatagramQueue;
+use super::tunnel::Tunnel;
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An accepted connection without a message is closed after this time.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most accepted connections; a peer needs one for each pair of addresses.
+const MAX_ACCEPTED: usize = 32;
+const BACKLOG: u32 = 16;
+const QUEUE: usize = 64;
+const READ_BUFFER: usize = 64 << 10;
+/// Bytes that are not sent yet, at most: what waits in the system adds to every round trip.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// Names a connection as the ICE machine does: base of the local candidate, and the peer's address.
+pub(super) type StreamKey = (SocketAddr, SocketAddr);
+
+/// An event of a connection.
+#[derive(Debug)]
+pub(super) enum PeerStreamEvent {
+    /// It is open: accepted, or opened by [`PeerStreams::open`].
+    Opened(StreamKey, TcpStream, Direction),
+    /// A message of STUN.
+    Message(StreamKey, Bytes),
+    /// It has ended, or could not be opened.
+    Closed(StreamKey),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Accepted,
+    Connected,
+}
+
+#[derive(Debug)]
+struct PeerStream {
+    queue: Arc<DatagramQueue>,
+    task: AbortHandle,
+    direction: Direction,
+}
+
+/// The connections of one engine, which end with it.
+pub(super) struct PeerStreams {
+    tunnel: Arc<Tunnel>,
+    events: mpsc::Sender<PeerStreamEvent>,
+    events_rx: mpsc::Receiver<PeerStreamEvent>,
+    streams: HashMap<StreamKey, PeerStream>,
+    tasks: JoinSet<()>,
+}
+
+impl PeerStreams {
+    pub(super) fn new(tunnel: Arc<Tunnel>) -> Self {
+        let (events, events_rx) = mpsc::channel(QUEUE);
+        Self { tunnel, events, events_rx, streams: HashMap::new(), tasks: JoinSet::new() }
+    }
+
+    /// Waits for the next event.
+    pub(super) async fn next(&mut self) -> PeerStreamEvent {
+        match self.events_rx.recv().await {
+            Some(event) => event,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Listens at an address; returns the one with the port.
+    pub(super) fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = socket(address)?.listen(BACKLOG)?;
+        let local = listener.local_addr()?;
+        self.tasks.spawn(accept(listener, local, self.events.clone()));
+        Ok(local)
+    }
+
+    /// Opens a connection from any port of the candidate's address.
+    pub(super) fn open(&mut self, key: StreamKey) {
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            let opened = timeout(CONNECT_TIMEOUT, async { connect(key).await }).await;
+            let event = match opened.map_err(io::Error::from) {
+                Ok(Ok(stream)) => PeerStreamEvent::Opened(key, stream, Direction::Connected),
+                Ok(Err(error)) | Err(error) => {
+                    tracing::debug!(%error, remote = %key.1, "no TCP connection to the peer");
+                    PeerStreamEvent::Closed(key)
+                }
+            };
+            let _ = events.send(event).await;
+        });
+    }
+
+    /// Begins to read and write an open connection; `false` if there are too many.
+    pub(super) fn start(&mut self, key: StreamKey, stream: TcpStream, direction: Direction) -> bool {
+        let accepted = self.streams.values().filter(|stream| stream.direction == Direction::Accepted).count();
+        if direction == Direction::Accepted && accepted >= MAX_ACCEPTED {
+            return false;
+        }
+        let _ = stream.set_nodelay(true);
+        let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
+        let queue = Arc::new(DatagramQueue::default());
+        let (events, tunnel, frames) = (self.events.clone(), Arc::clone(&self.tunnel), Arc::clone(&queue));
+        let task = self.tasks.spawn(async move {
+            if let Err(error) = forward(key, stream, &frames, (&tunnel, &events)).await {
+                tracing::debug!(%error, remote = %key.1, "a TCP connection with the peer has ended");
+            }
+            let _ = events.send(PeerStreamEvent::Closed(key)).await;
+        });
+        if let Some(replaced) = self.streams.insert(key, PeerStream { queue, task, direction }) {
+            replaced.task.abort();
+        }
+        true
+    }
+
+    /// Returns the queue of an open connection.
+    pub(super) fn queue(&self, key: StreamKey) -> Option<&Arc<DatagramQueue>> {
+        self.streams.get(&key).map(|stream| &stream.queue)
+    }
+
+    /// Sends a message of STUN.
+    pub(super) fn send_message(&self, key: StreamKey, message: &[u8]) {
+        if let (Some(queue), Ok(length)) = (self.queue(key), u16::try_from(message.len())) {
+            queue.push_message([&length.to_be_bytes(), message].concat().into());
+        }
+    }
+
+    /// Closes a connection.
+    pub(super) fn close(&mut self, key: StreamKey) {
+        if let Some(stream) = self.streams.remove(&key) {
+            stream.task.abort();
+        }
+    }
+}
+
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+async fn connect((local, remote): StreamKey) -> io::Result<TcpStream> {
+    socket(SocketAddr::new(local.ip(), 0))?.connect(remote).await
+}
+
+async fn accept(listener: TcpListener, local: SocketAddr, events: mpsc::Sender<PeerStreamEvent>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                let event = PeerStreamEvent::Opened((local, remote), stream, Direction::Accepted);
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn forward(
+    key: StreamKey,
+    stream: TcpStream,
+    queue: &DatagramQueue,
+    (tunnel, events): (&Tunnel, &mpsc::Sender<PeerStreamEvent>),
+) -> io::Result<()> {
+    let (mut reader, mut writer) = stream.into_split();
+    let write = async {
+        loop {
+            writer.write_all(&queue.next().await).await?;
+        }
+    };
+    let read = async {
+        let mut buffer = BytesMut::with_capacity(READ_BUFFER);
+        let mut is_first = true;
+        loop {
+            let read = reader.read_buf(&mut buffer);
+            let received = match is_first {
+                true => timeout(FIRST_MESSAGE_TIMEOUT, read).await??,
+                false => read.await?,
+            };
+            if received == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            while let Some(message) = next_message(&mut buffer) {
+                is_first = false;
+                match message.first() {
+                    Some(0x00..=0x03) => {
+                        let _ = events.send(PeerStreamEvent::Message(key, message)).await;
+                    }
+                    _ => tunnel.deliver(message),
+                }
+            }
+        }
+    };
+    tokio::select! {
+        result = write => result,
+        result = read => result,
+    }
+}
+
+/// Takes the next whole message, without its length.
+fn next_message(buffer: &mut BytesMut) -> Option<Bytes> {
+    let length = usize::from(u16::from_be_bytes(*buffer.first_chunk()?));
+    (buffer.len() >= 2 + length).then(|| {
+        buffer.advance(2);
+        buffer.split_to(length).freeze()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::outlet::{Outlet, QueueFraming};
+
+    #[test]
+    fn messages_are_taken_whole() {
+        let mut buffer = BytesMut::from(&[0, 3, 1, 2, 3, 0, 0, 0][..]);
+        assert_eq!(next_message(&mut buffer).as_deref(), Some(&[1, 2, 3][..]));
+        assert_eq!(next_message(&mut buffer).as_deref(), Some(&[][..]));
+        assert_eq!(next_message(&mut buffer), None);
+        buffer.extend_from_slice(&[2, 9]);
+        assert_eq!(next_message(&mut buffer), None);
+    }
+
+    #[tokio::test]
+    async fn two_sides_exchange_messages_and_datagrams_over_one_connection() {
+        let (tunnel, _messages) = Tunnel::new(None);
+        let mut a = PeerStreams::new(Arc::clone(&tunnel));
+        let (other, _others) = Tunnel::new(None);
+        let mut b = PeerStreams::new(Arc::clone(&other));
+        let listening = a.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let active: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        b.open((active, listening));
+        let PeerStreamEvent::Opened(from_b, stream, Direction::Connected) = b.next().await else {
+            panic!("not opened")
+        };
+        assert!(b.start(from_b, stream, Direction::Connected));
+        let PeerStreamEvent::Opened(from_a, stream, Direction::Accepted) = a.next().await else {
+            panic!("not accepted")
+        };
+        assert!(a.start(from_a, stream, Direction::Accepted));
+        assert_eq!(from_a.0, listening);
+        b.send_message(from_b, &[0, 1, 0, 0]);
+        let PeerStreamEvent::Message(key, message) = a.next().await else { panic!("no message") };
+        assert_eq!((key, &message[..]), (from_a, &[0, 1, 0, 0][..]));
+        let outlet = Outlet::Queue(Arc::clone(a.queue(from_a).unwrap()), QueueFraming::Length);
+        let transmit = quinn::udp::Transmit {
+            destination: crate::agent::tunnel::PEER,
+            ecn: None,
+            contents: &[0x40, 7],
+            segment_size: None,
+            src_ip: None,
+        };
+        outlet.send(&transmit).unwrap();
+        while !other.take_activity().received {
+            tokio::task::yield_now().await;
+        }
+        a.close(from_a);
+        let PeerStreamEvent::Closed(key) = b.next().await else { panic!("not closed") };
+        assert_eq!(key, from_b);
+    }
+}
