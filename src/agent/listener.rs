@@ -23,13 +23,16 @@ use crate::signaling::wire::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, sleep_until};
 
 /// Maximum number of calls that are negotiated at a time.
 const MAX_CALLS: usize = 8;
+/// Maximum number of sessions, those that are negotiated among them.
+const MAX_SESSIONS: usize = 512;
 const QUEUE: usize = 64;
 /// Calls that wait to resume a session: after a suspension several are read at once.
 const RESUMED_CALLS: usize = 8;
@@ -93,6 +96,7 @@ impl Listener {
             session,
             registered_at: time::now().mono,
             calls: HashMap::new(),
+            negotiations: Arc::new(Semaphore::new(MAX_CALLS)),
             sessions: HashMap::new(),
             replay_cache: ReplayCache::new(REPLAY_CACHE),
             accepted,
@@ -130,6 +134,8 @@ struct ListenerTask {
     session: ServerSession,
     registered_at: Instant,
     calls: HashMap<Token, mpsc::Sender<ServerEvent>>,
+    /// One permit for each call that may be negotiated beside the others.
+    negotiations: Arc<Semaphore>,
     /// The sessions that can be resumed, by the connector's fragment of their first call.
     sessions: HashMap<String, mpsc::Sender<ResumedCall>>,
     replay_cache: ReplayCache,
@@ -324,6 +330,7 @@ impl ListenerTask {
         let request = CallRequest::Incoming { mid, token, offer };
         let (secret, client) = (self.ticket.secret.clone(), self.session.client.clone());
         let (endpoint, accepted) = (resources.endpoint.clone(), self.accepted.clone());
+        let permit = Arc::clone(&self.negotiations).try_acquire_owned().ok();
         tokio::spawn(async move {
             let connected = async {
                 let negotiated = call::negotiate(
@@ -337,7 +344,9 @@ impl ListenerTask {
                 let (initial, path) = negotiated.await?;
                 connect::handshake(endpoint, (&secret, AgentRole::Listener), initial, path).await
             };
-            let _ = accepted.send(connected.await).await;
+            let connected = connected.await;
+            drop(permit);
+            let _ = accepted.send(connected).await;
         });
     }
 
@@ -402,7 +411,7 @@ impl ListenerTask {
             return Err(ErrorCode::TooMany);
         }
         let auth = auth.ok_or(ErrorCode::NotAllowed)?;
-        if self.calls.len() >= MAX_CALLS && is_new {
+        if is_new && (self.negotiations.available_permits() == 0 || self.calls.len() >= MAX_SESSIONS) {
             return Err(ErrorCode::TooMany);
         }
         if !self.replay_cache.insert(offer.ufrag.as_deref().unwrap_or_default()) {

@@ -7,7 +7,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use ginnel::agent::{Agent, Config};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::lab::{Host, NatKind, Net};
 use crate::proc::{Proc, Stdout};
@@ -363,4 +365,41 @@ fn a_stopped_agent_goes_on_where_it_was() {
     let seconds = tools::switch("GINNEL_SUSPEND_SECONDS", 5);
     talk.interrupt("listener suspended", || stop(listener, Duration::from_secs(seconds as u64)));
     talk.expect_path("direct");
+}
+
+/// More sessions than may be negotiated at a time, all open together.
+#[test]
+fn a_listener_serves_many_connectors_at_once() {
+    const CONNECTORS: usize = 20;
+    let server = TestServer::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n");
+    let config = || Config::new().server(server.address.to_string().parse().unwrap()).key(server.key());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut listener = Agent::new(config()).listen().await.unwrap();
+        let ticket = listener.ticket().clone();
+        let echoes = tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while connections.len() < CONNECTORS {
+                let connection = listener.accept().await.unwrap().unwrap();
+                let (mut send, mut recv) = connection.accept_bi().await.unwrap();
+                tokio::io::copy(&mut recv, &mut send).await.unwrap();
+                send.finish().await.unwrap();
+                connections.push(connection);
+            }
+            connections
+        });
+        let mut connections = Vec::new();
+        for number in 0..CONNECTORS {
+            let connection = Agent::new(config()).connect(&ticket).await.unwrap();
+            let (mut send, mut recv) = connection.open_bi().await.unwrap();
+            send.write_all(format!("hello {number}").as_bytes()).await.unwrap();
+            send.finish().await.unwrap();
+            let mut echo = String::new();
+            recv.read_to_string(&mut echo).await.unwrap();
+            assert_eq!(echo, format!("hello {number}"));
+            connections.push(connection);
+        }
+        let accepted = tokio::time::timeout(UP, echoes).await.unwrap().unwrap();
+        assert_eq!((accepted.len(), connections.len()), (CONNECTORS, CONNECTORS));
+    });
 }
