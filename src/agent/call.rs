@@ -26,6 +26,8 @@ use tokio::time::{sleep_until, timeout};
 const END_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a session without a path waits for one. Without its server too: the network may be away, or the server restarted.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the relay must have taken over from the direct path before users are told.
+const SETTLE_TIME: Duration = Duration::from_millis(200);
 /// How long a path may be lost, or the network new, before the other side is called again.
 const RESUME_DELAY: Duration = Duration::from_millis(1000);
 /// How long a direct path may be lost to the relay before the other side is called again.
@@ -123,6 +125,7 @@ pub(super) async fn negotiate(
         path,
         signaling_lost,
         lost_since: None,
+        publish_at: None,
     };
     let task = tokio::spawn(task.run(request, stop_rx));
     let handle = PathHandle::new(path_rx, signaling_lost_rx, stop, task);
@@ -186,6 +189,8 @@ struct CallTask {
     signaling_lost: watch::Sender<bool>,
     /// Since when no path answers.
     lost_since: Option<Instant>,
+    /// When a change from the direct path to the relay is published.
+    publish_at: Option<Instant>,
 }
 
 impl CallTask {
@@ -193,7 +198,8 @@ impl CallTask {
         self.start(time::now().mono, request);
         let reason = loop {
             self.apply_outputs().await;
-            let timers = [self.session.poll_timeout(), self.loss_deadline(), self.resumption.due()];
+            let timers =
+                [self.session.poll_timeout(), self.loss_deadline(), self.resumption.due(), self.publish_at];
             let due = timers.into_iter().flatten().min().unwrap_or_else(|| time::now().mono + FAR);
             tokio::select! {
                 reason = stop.recv() => break reason,
@@ -368,6 +374,9 @@ impl CallTask {
                     // The other side's addresses may have changed.
                     self.resumption.schedule_exchange(now + DOWNGRADE_DELAY);
                 }
+                // At the end of a session its path dies before the session does.
+                let is_change = self.active.is_some_and(|before| before.path < active.path);
+                self.publish_at = is_change.then_some(now + SETTLE_TIME);
                 self.active = Some(active);
                 self.session.handle_active(Some(active.path));
                 self.reason = self.session.reason();
@@ -394,6 +403,9 @@ impl CallTask {
     fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
         self.resumption.handle_timeout(now);
+        if self.publish_at.take_if(|at| *at <= now).is_some() {
+            self.publish_path();
+        }
         if self.loss_deadline().is_some_and(|at| at <= now) {
             self.lose();
         }
@@ -433,7 +445,7 @@ impl CallTask {
     }
 
     fn publish_path(&mut self) {
-        let Some(active) = self.active else { return };
+        let Some(active) = self.active.filter(|_| self.publish_at.is_none()) else { return };
         let remote = match active.path {
             CandidatePath::Direct => active.remote,
             CandidatePath::Relay => self.resources.server,

@@ -137,7 +137,7 @@ struct ListenerTask {
     /// One permit for each call that may be negotiated beside the others.
     negotiations: Arc<Semaphore>,
     /// The sessions that can be resumed, by the connector's fragment of their first call.
-    sessions: HashMap<String, mpsc::Sender<ResumedCall>>,
+    sessions: HashMap<String, mpsc::Sender<Box<ResumedCall>>>,
     replay_cache: ReplayCache,
     accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
@@ -358,7 +358,7 @@ impl ListenerTask {
         auth: CallAuth,
         (ufrag, events): (String, mpsc::Receiver<ServerEvent>),
     ) {
-        let call = ResumedCall {
+        let call = Box::new(ResumedCall {
             signaling: self.session.client.clone(),
             events,
             request: CallRequest::Incoming { mid, token: token.clone(), offer },
@@ -366,7 +366,7 @@ impl ListenerTask {
             auth,
             ufrag,
             relay: connect::relay_credentials(&self.session.registered.ice_servers),
-        };
+        });
         let refused = match self.sessions.get(&session).map(|session| session.try_send(call)) {
             Some(Ok(())) => return,
             // The connector calls again.
@@ -436,7 +436,7 @@ impl ListenerTask {
 /// Waits until the [`Listener`] was dropped and its last session has ended.
 async fn abandoned(
     accepted: &mpsc::Sender<Result<Connection, ConnectError>>,
-    sessions: &HashMap<String, mpsc::Sender<ResumedCall>>,
+    sessions: &HashMap<String, mpsc::Sender<Box<ResumedCall>>>,
 ) {
     accepted.closed().await;
     for session in sessions.values() {

@@ -50,7 +50,7 @@ pub(super) enum Resumption {
     /// The session is lost for good.
     None,
     /// A listener waits for calls.
-    Listener(mpsc::Receiver<ResumedCall>),
+    Listener(mpsc::Receiver<Box<ResumedCall>>),
     /// A connector calls.
     Connector(Box<ConnectorResumption>),
 }
@@ -140,7 +140,7 @@ impl Resumption {
                 if call.is_none() {
                     *self = Self::None;
                 }
-                call
+                call.map(|call| *call)
             }
             Self::Connector(this) => {
                 let prepared = match &mut this.pending {

@@ -111,7 +111,7 @@ impl Talk {
             longest = longest.max(at - previous);
             previous = at;
         }
-        println!("{name}: {} ms without a line", longest.as_millis());
+        eprintln!("{name}: {} ms without a line", longest.as_millis());
         longest
     }
 
