@@ -13,7 +13,9 @@ mod report;
 mod secrets;
 mod terminal;
 
-use crate::agent::{Agent, Config, ConnectError, Connection, Listener, PathPolicy, RegistrationError};
+use crate::agent::{
+    Agent, Config, ConnectError, Connection, IceImplementation, Listener, PathPolicy, RegistrationError,
+};
 use crate::agent::{ServerName, Ticket};
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
@@ -133,10 +135,21 @@ struct AgentOptions {
     /// Use only a direct path
     #[arg(long)]
     no_relay: bool,
+    /// The ICE implementation: our own, or the crate webrtc-ice for comparison
+    #[arg(long, value_name = "ginnel|webrtc", default_value = "ginnel", value_parser = ice_implementation, hide_default_value = true)]
+    ice: IceImplementation,
     #[command(flatten)]
     directions: Directions,
     #[command(flatten)]
     output: OutputOptions,
+}
+
+fn ice_implementation(name: &str) -> Result<IceImplementation, String> {
+    match name {
+        "ginnel" => Ok(IceImplementation::Ginnel),
+        "webrtc" => Ok(IceImplementation::WebRtc),
+        _ => Err("ginnel or webrtc".to_owned()),
+    }
 }
 
 /// What a command writes to standard error.
@@ -210,8 +223,11 @@ impl AgentOptions {
             (_, true) => PathPolicy::DirectOnly,
             _ => PathPolicy::All,
         };
-        let mut config =
-            Config::new().policy(policy).tls(self.tls.tls()?).proxies(proxy_environment::read()?);
+        let mut config = Config::new()
+            .policy(policy)
+            .ice(self.ice)
+            .tls(self.tls.tls()?)
+            .proxies(proxy_environment::read()?);
         if let Some(server) = &self.server {
             config = config.server(server.clone());
         }

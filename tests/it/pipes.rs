@@ -58,13 +58,15 @@ fn read_all(mut pipe: ChildStdout, processes: &[&Proc]) -> Vec<u8> {
 
 /// A server, a listener and a connector on this host; `key` only with the listener.
 fn pair() -> (TestServer, Proc, Proc) {
+    pair_with(&[], &[])
+}
+
+fn pair_with(listening: &[&str], connecting: &[&str]) -> (TestServer, Proc, Proc) {
     let test_server = TestServer::on_loopback("");
-    let listener = agent(
-        "listener",
-        &["listen", "--server", &test_server.address.to_string()],
-        Some(&test_server.key()),
-    );
-    let connector = agent("connector", &["connect", &ticket(&listener)], None);
+    let server = test_server.address.to_string();
+    let arguments = [&["listen", "--server", &server], listening].concat();
+    let listener = agent("listener", &arguments, Some(&test_server.key()));
+    let connector = agent("connector", &[&["connect", &ticket(&listener)], connecting].concat(), None);
     (test_server, listener, connector)
 }
 
@@ -92,6 +94,21 @@ fn two_agents_on_one_host_exchange_a_line_each_and_print_their_path() {
     assert_eq!(read_all(from_connector, &[&listener, &connector]), b"hello from the listener\n");
     listener.succeed(UP);
     connector.succeed(UP);
+}
+
+#[test]
+fn agents_with_different_ice_engines_connect() {
+    for [listening, connecting] in [["webrtc", "webrtc"], ["webrtc", "ginnel"], ["ginnel", "webrtc"]] {
+        let (_server, mut listener, mut connector) = pair_with(&["--ice", listening], &["--ice", connecting]);
+        let (to_connector, from_listener) = listener.take_pipes();
+        let (mut to_listener, from_connector) = connector.take_pipes();
+        to_listener.write_all(b"hello").unwrap();
+        drop((to_connector, to_listener));
+        assert_eq!(read_all(from_listener, &[&listener, &connector]), b"hello", "{listening} {connecting}");
+        assert_eq!(read_all(from_connector, &[&listener, &connector]), b"");
+        listener.succeed(UP);
+        connector.succeed(UP);
+    }
 }
 
 #[test]
