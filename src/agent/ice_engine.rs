@@ -3,6 +3,8 @@
 //! The task owns the state machines. QUIC's endpoint reads the sockets and passes on what is not QUIC's (see [`Tunnel`]); the task sends checks
 //! and sets the outlet to the selected pair. It looks at the data's signs of life every [`TICK`] while there is traffic.
 
+mod relays;
+
 use super::candidate::CandidatePath;
 use super::datagram_queue::DatagramQueue;
 use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials};
@@ -23,6 +25,7 @@ use crate::ice::{
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::turn_client::LongTermCredentials;
+use relays::Relays;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,21 +76,6 @@ pub(super) struct IceEngine {
     tick: Option<Instant>,
     mappings_done: bool,
     gathered: bool,
-}
-
-/// The relays and when they are requested.
-#[derive(Default)]
-struct Relays {
-    clients: Vec<RelayClient>,
-    credentials: Option<Arc<LongTermCredentials>>,
-    /// Whether credentials are granted, once that is known.
-    is_granted: Option<bool>,
-    stream_at: Option<Instant>,
-    retry_at: Option<Instant>,
-    failures: u32,
-    /// When the end of candidates waits no longer.
-    patience: Option<Instant>,
-    stream_used_at: Option<Instant>,
 }
 
 impl IceEngine {
@@ -320,19 +308,6 @@ impl IceEngine {
         port.or_else(|| self.ports.iter().find(fits)).cloned()
     }
 
-    fn set_relay(&mut self, now: Instant, credentials: Option<RelayCredentials>) {
-        let credentials = credentials.filter(|_| self.config.policy.allows(CandidatePath::Relay));
-        self.relays.is_granted = Some(credentials.is_some());
-        self.relays.credentials =
-            credentials.map(|relay| Arc::new(LongTermCredentials::new(&relay.username, &relay.password)));
-        self.retry_relays(now);
-        if self.relays.credentials.is_some() && self.relays.clients.is_empty() {
-            self.relays.patience = Some(now + RELAY_TIME);
-            self.start_udp_relay(now);
-        }
-        self.conclude_gathering(now);
-    }
-
     /// The server answers again: requests that it has missed are not waited for.
     fn retry_relays(&mut self, now: Instant) {
         if self.is_connected || self.relays.clients.is_empty() {
@@ -341,39 +316,6 @@ impl IceEngine {
         self.relays.clients.retain(|relay| relay.is_stream() || relay.relayed().is_some());
         self.repaired_at = None;
         self.repair(now);
-    }
-
-    fn start_udp_relay(&mut self, now: Instant) {
-        let Some(credentials) = self.relays.credentials.clone() else { return };
-        let is_blocked = self.gathering.is_udp_blocked(now) == Some(true);
-        self.relays.stream_at = Some(if is_blocked { now } else { now + STREAM_DELAY });
-        let has_udp = self.relays.clients.iter().any(|relay| !relay.is_stream());
-        if let Some(port) = self.server_port().filter(|_| !has_udp) {
-            let link = RelayLink::Udp(port);
-            self.relays.clients.push(RelayClient::start(now, self.config.server, credentials, link));
-        }
-    }
-
-    fn start_stream_relay(&mut self, now: Instant) {
-        self.relays.stream_at = None;
-        let Some(credentials) = self.relays.credentials.clone() else { return };
-        if self.relays.clients.iter().any(RelayClient::is_stream) {
-            return;
-        }
-        let queue = Arc::new(DatagramQueue::default());
-        let (server, tunnel) = (self.config.server, Arc::clone(&self.tunnel));
-        let running = relay_stream::run(self.config.clone(), Arc::clone(&queue), Arc::clone(&tunnel));
-        let task = tokio::spawn(async move {
-            if let Err(error) = running.await {
-                tracing::debug!(%error, "the TCP connection to the TURN server has ended");
-            }
-            // The engine looks at its relays after each message.
-            tunnel
-                .deliver_message(EngineMessage { source: MessageSource::Stream, bytes: bytes::Bytes::new() });
-        });
-        let link = RelayLink::Stream { queue, task, local: None };
-        self.relays.clients.push(RelayClient::start(now, server, credentials, link));
-        self.relays.stream_used_at = Some(now);
     }
 
     fn handle_message(&mut self, now: Instant, message: EngineMessage) {
@@ -404,17 +346,6 @@ impl IceEngine {
         }
     }
 
-    fn handle_relay_message(&mut self, now: Instant, relay: Option<usize>, message: &EngineMessage) {
-        let Some(relay) = relay.and_then(|index| self.relays.clients.get_mut(index)) else { return };
-        let Some((peer, payload)) = relay.handle(now, &message.bytes) else { return };
-        let payload = message.bytes.slice(payload);
-        if payload.first().is_some_and(|first| *first > 3) {
-            self.tunnel.deliver(payload);
-        } else if let (Some(relayed), Some(agent)) = (relay.relayed(), &mut self.agent) {
-            agent.handle_message(now, relayed, peer, &payload);
-        }
-    }
-
     fn handle_timeout(&mut self, now: Instant, due: Instant) {
         if now.saturating_duration_since(due) > SUSPENDED {
             tracing::debug!("woken after a suspension");
@@ -440,22 +371,6 @@ impl IceEngine {
             agent.handle_timeout(now);
         }
         self.conclude_gathering(now);
-    }
-
-    /// The relay by TCP is needed only while no other one works.
-    fn release_idle_stream(&mut self, now: Instant) {
-        let Some(used) = self.relays.stream_used_at else { return };
-        let stream =
-            self.relays.clients.iter().find(|relay| relay.is_stream()).and_then(RelayClient::relayed);
-        let has_other =
-            self.relays.clients.iter().any(|relay| !relay.is_stream() && relay.relayed().is_some());
-        let selected = self.agent.as_ref().and_then(IceAgent::selected).map(|pair| pair.local.base);
-        if !has_other || !self.is_connected || (stream.is_some() && stream == selected) {
-            self.relays.stream_used_at = Some(now);
-        } else if used + STREAM_IDLE <= now {
-            self.relays.stream_used_at = None;
-            self.relays.clients.retain(|relay| !relay.is_stream());
-        }
     }
 
     fn look_at_traffic(&mut self, now: Instant) {
@@ -585,45 +500,6 @@ impl IceEngine {
         }
     }
 
-    fn flush_relays(&mut self, now: Instant) {
-        let mut index = 0;
-        while let Some(relay) = self.relays.clients.get_mut(index) {
-            let failed = relay.flush(now).is_err();
-            if failed || relay.is_closed() {
-                drop(self.relays.clients.remove(index));
-                let wait = RELAY_RETRY.0 * 2_u32.pow(self.relays.failures.min(6));
-                self.relays.retry_at = Some(now + wait.min(RELAY_RETRY.1));
-                self.relays.failures += 1;
-            } else {
-                index += 1;
-            }
-        }
-        let relayed: Vec<(SocketAddr, bool)> = self
-            .relays
-            .clients
-            .iter()
-            .filter_map(|relay| Some((relay.relayed()?, relay.is_stream())))
-            .collect();
-        let known: Vec<SocketAddr> = self
-            .candidates
-            .iter()
-            .filter(|candidate| candidate.kind == CandidateKind::Relayed)
-            .map(|candidate| candidate.base)
-            .collect();
-        for gone in known.iter().filter(|base| !relayed.iter().any(|(address, _)| address == *base)) {
-            self.remove_candidates(now, *gone);
-        }
-        for (address, is_stream) in relayed.into_iter().filter(|(address, _)| !known.contains(address)) {
-            self.relays.failures = 0;
-            let candidate = match is_stream {
-                true => Candidate::relayed_by_stream(address, u16::MAX),
-                false => Candidate::relayed(address, u16::MAX),
-            };
-            self.add_candidate(now, candidate);
-            self.conclude_gathering(now);
-        }
-    }
-
     fn flush_agent(&mut self, now: Instant) {
         loop {
             let Some(agent) = &mut self.agent else { return };
@@ -716,29 +592,6 @@ impl IceEngine {
             let active = ActivePath { path, transport, local, remote, rtt: pair.round_trip };
             self.active = Some(active);
             self.queues.send(EngineEvent::Selected(active));
-        }
-    }
-
-    /// Releases the relayed addresses.
-    async fn release(&mut self) {
-        let end = time::now().mono + RELEASE_TIME;
-        for relay in &mut self.relays.clients {
-            relay.release(time::now().mono);
-        }
-        loop {
-            let now = time::now().mono;
-            self.relays.clients.retain_mut(|relay| {
-                relay.handle_timeout(now);
-                relay.flush(now).is_ok() && !relay.is_released() && !relay.is_closed()
-            });
-            if self.relays.clients.is_empty() || now >= end {
-                return;
-            }
-            let due = self.relays.clients.iter().filter_map(RelayClient::poll_timeout).min();
-            tokio::select! {
-                Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
-                () = sleep_until(due.unwrap_or(end).min(end).into()) => {}
-            }
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
 use ginnel::agent::Ticket;
 
-const UP: Duration = Duration::from_secs(60);
+const UP: Duration = Duration::from_secs(120);
 
 fn agent(arguments: &[&str], key: Option<&str>) -> Proc {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));

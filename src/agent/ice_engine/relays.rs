@@ -1,0 +1,160 @@
+//! The relays of an [`IceEngine`]: when an allocation is requested, replaced and released, by UDP and by TCP.
+
+use super::*;
+
+/// The relays and when they are requested.
+#[derive(Default)]
+pub(super) struct Relays {
+    pub(super) clients: Vec<RelayClient>,
+    pub(super) credentials: Option<Arc<LongTermCredentials>>,
+    /// Whether credentials are granted, once that is known.
+    pub(super) is_granted: Option<bool>,
+    pub(super) stream_at: Option<Instant>,
+    pub(super) retry_at: Option<Instant>,
+    pub(super) failures: u32,
+    /// When the end of candidates waits no longer.
+    pub(super) patience: Option<Instant>,
+    pub(super) stream_used_at: Option<Instant>,
+}
+
+impl IceEngine {
+    pub(super) fn set_relay(&mut self, now: Instant, credentials: Option<RelayCredentials>) {
+        let credentials = credentials.filter(|_| self.config.policy.allows(CandidatePath::Relay));
+        self.relays.is_granted = Some(credentials.is_some());
+        self.relays.credentials =
+            credentials.map(|relay| Arc::new(LongTermCredentials::new(&relay.username, &relay.password)));
+        self.retry_relays(now);
+        if self.relays.credentials.is_some() && self.relays.clients.is_empty() {
+            self.relays.patience = Some(now + RELAY_TIME);
+            self.start_udp_relay(now);
+        }
+        self.conclude_gathering(now);
+    }
+
+    pub(super) fn start_udp_relay(&mut self, now: Instant) {
+        let Some(credentials) = self.relays.credentials.clone() else { return };
+        let is_blocked = self.gathering.is_udp_blocked(now) == Some(true);
+        self.relays.stream_at = Some(if is_blocked { now } else { now + STREAM_DELAY });
+        let has_udp = self.relays.clients.iter().any(|relay| !relay.is_stream());
+        if let Some(port) = self.server_port().filter(|_| !has_udp) {
+            let link = RelayLink::Udp(port);
+            self.relays.clients.push(RelayClient::start(now, self.config.server, credentials, link));
+        }
+    }
+
+    pub(super) fn start_stream_relay(&mut self, now: Instant) {
+        self.relays.stream_at = None;
+        let Some(credentials) = self.relays.credentials.clone() else { return };
+        if self.relays.clients.iter().any(RelayClient::is_stream) {
+            return;
+        }
+        let queue = Arc::new(DatagramQueue::default());
+        let (server, tunnel) = (self.config.server, Arc::clone(&self.tunnel));
+        let running = relay_stream::run(self.config.clone(), Arc::clone(&queue), Arc::clone(&tunnel));
+        let task = tokio::spawn(async move {
+            if let Err(error) = running.await {
+                tracing::debug!(%error, "the TCP connection to the TURN server has ended");
+            }
+            // The engine looks at its relays after each message.
+            tunnel
+                .deliver_message(EngineMessage { source: MessageSource::Stream, bytes: bytes::Bytes::new() });
+        });
+        let link = RelayLink::Stream { queue, task, local: None };
+        self.relays.clients.push(RelayClient::start(now, server, credentials, link));
+        self.relays.stream_used_at = Some(now);
+    }
+
+    pub(super) fn handle_relay_message(
+        &mut self,
+        now: Instant,
+        relay: Option<usize>,
+        message: &EngineMessage,
+    ) {
+        let Some(relay) = relay.and_then(|index| self.relays.clients.get_mut(index)) else { return };
+        let Some((peer, payload)) = relay.handle(now, &message.bytes) else { return };
+        let payload = message.bytes.slice(payload);
+        if payload.first().is_some_and(|first| *first > 3) {
+            self.tunnel.deliver(payload);
+        } else if let (Some(relayed), Some(agent)) = (relay.relayed(), &mut self.agent) {
+            agent.handle_message(now, relayed, peer, &payload);
+        }
+    }
+
+    /// The relay by TCP is needed only while no other one works.
+    pub(super) fn release_idle_stream(&mut self, now: Instant) {
+        let Some(used) = self.relays.stream_used_at else { return };
+        let stream =
+            self.relays.clients.iter().find(|relay| relay.is_stream()).and_then(RelayClient::relayed);
+        let has_other =
+            self.relays.clients.iter().any(|relay| !relay.is_stream() && relay.relayed().is_some());
+        let selected = self.agent.as_ref().and_then(IceAgent::selected).map(|pair| pair.local.base);
+        if !has_other || !self.is_connected || (stream.is_some() && stream == selected) {
+            self.relays.stream_used_at = Some(now);
+        } else if used + STREAM_IDLE <= now {
+            self.relays.stream_used_at = None;
+            self.relays.clients.retain(|relay| !relay.is_stream());
+        }
+    }
+
+    pub(super) fn flush_relays(&mut self, now: Instant) {
+        let mut index = 0;
+        while let Some(relay) = self.relays.clients.get_mut(index) {
+            let failed = relay.flush(now).is_err();
+            if failed || relay.is_closed() {
+                drop(self.relays.clients.remove(index));
+                let wait = RELAY_RETRY.0 * 2_u32.pow(self.relays.failures.min(6));
+                self.relays.retry_at = Some(now + wait.min(RELAY_RETRY.1));
+                self.relays.failures += 1;
+            } else {
+                index += 1;
+            }
+        }
+        let relayed: Vec<(SocketAddr, bool)> = self
+            .relays
+            .clients
+            .iter()
+            .filter_map(|relay| Some((relay.relayed()?, relay.is_stream())))
+            .collect();
+        let known: Vec<SocketAddr> = self
+            .candidates
+            .iter()
+            .filter(|candidate| candidate.kind == CandidateKind::Relayed)
+            .map(|candidate| candidate.base)
+            .collect();
+        for gone in known.iter().filter(|base| !relayed.iter().any(|(address, _)| address == *base)) {
+            self.remove_candidates(now, *gone);
+        }
+        for (address, is_stream) in relayed.into_iter().filter(|(address, _)| !known.contains(address)) {
+            self.relays.failures = 0;
+            let candidate = match is_stream {
+                true => Candidate::relayed_by_stream(address, u16::MAX),
+                false => Candidate::relayed(address, u16::MAX),
+            };
+            self.add_candidate(now, candidate);
+            self.conclude_gathering(now);
+        }
+    }
+
+    /// Releases the relayed addresses.
+    pub(super) async fn release(&mut self) {
+        let end = time::now().mono + RELEASE_TIME;
+        for relay in &mut self.relays.clients {
+            relay.release(time::now().mono);
+        }
+        loop {
+            let now = time::now().mono;
+            self.relays.clients.retain_mut(|relay| {
+                relay.handle_timeout(now);
+                relay.flush(now).is_ok() && !relay.is_released() && !relay.is_closed()
+            });
+            if self.relays.clients.is_empty() || now >= end {
+                return;
+            }
+            let due = self.relays.clients.iter().filter_map(RelayClient::poll_timeout).min();
+            tokio::select! {
+                Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
+                () = sleep_until(due.unwrap_or(end).min(end).into()) => {}
+            }
+        }
+    }
+}
