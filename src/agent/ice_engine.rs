@@ -472,6 +472,9 @@ impl IceEngine {
                     let preference = u16::MAX - index * PREFERENCE_STEP;
                     let transport = CandidateTransport::Udp;
                     let reflexive = Candidate::server_reflexive(transport, address, base, preference);
+                    // A socket has one mapping: whoever answers cannot make the list grow.
+                    self.candidates
+                        .retain(|known| known.kind != CandidateKind::ServerReflexive || known.base != base);
                     self.add_candidate(now, reflexive);
                 }
                 GatheringEvent::Mapped { .. } => {}

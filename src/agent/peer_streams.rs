@@ -88,6 +88,7 @@ impl PeerStreams {
 
     /// Opens a connection from any port of the candidate's address.
     pub(super) fn open(&mut self, key: StreamKey) {
+        self.forget_ended();
         let events = self.events.clone();
         self.tasks.spawn(async move {
             let opened = timeout(CONNECT_TIMEOUT, async { connect(key).await }).await;
@@ -108,6 +109,7 @@ impl PeerStreams {
         if direction == Direction::Accepted && accepted >= MAX_ACCEPTED {
             return false;
         }
+        self.forget_ended();
         let _ = stream.set_nodelay(true);
         let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
         let queue = Arc::new(DatagramQueue::default());
@@ -122,6 +124,11 @@ impl PeerStreams {
             replaced.task.abort();
         }
         true
+    }
+
+    /// A set keeps its ended tasks until they are taken.
+    fn forget_ended(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
     }
 
     /// Returns the queue of an open connection.
