@@ -59,7 +59,7 @@ impl Client {
         assert_eq!(browser.evaluate(&self.tab, &script).await, other.tag);
         self.wait(browser, "channel.path !== undefined").await;
         other
-            .wait(browser, &format!("window.channel?.peer === {} && channel.path !== undefined", self.tag))
+            .wait(browser, &format!("window.channel?.peer === {} && channel.readyState === 'open' && channel.path !== undefined", self.tag))
             .await;
     }
 
@@ -114,12 +114,14 @@ async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
     }
     // One side closes it and the other side notices.
     caller.get(&mut browser, "channel.close()").await;
-    callee.wait(&mut browser, "ends.length === 1 && channel.readyState === 'closed'").await;
+    for client in [&caller, &callee] {
+        client.wait(&mut browser, "ends.length === 1 && channel.readyState === 'closed'").await;
+    }
     // So it is with a whole client; neither end is an error.
     callee.call(&mut browser, &caller).await;
     callee.get(&mut browser, "client.close()").await;
-    caller.wait(&mut browser, "channel.readyState === 'closed'").await;
     for client in [&caller, &callee] {
+        client.wait(&mut browser, "ends.length === 2 && channel.readyState === 'closed'").await;
         assert_eq!(client.get(&mut browser, "ends").await, json!(["undefined", "undefined"]));
     }
     assert_eq!(callee.get(&mut browser, "client.state").await, "closed");
