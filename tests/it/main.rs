@@ -46,6 +46,7 @@ mod punching;
 mod raw_turn;
 mod recording_proxy;
 mod reverse_proxy;
+mod routed_nats;
 mod safety;
 mod sessions;
 mod signaling_client;

@@ -6,9 +6,16 @@
 //!   server .10 ────────────┘   (a bridge)     └── public host .11
 //! ```
 //!
+//! [`RoutedNet`] is another internet, for what the kernel lacks: delay, loss, predictable ports, mappings that expire.
+//!
 //! Everything that leaves 203.0.113.0/24 falls into a sink, silently, as packets to foreign private addresses do.
 
 mod nat;
+mod nat_table;
+mod packet;
+mod router;
+mod topology;
+mod tun;
 
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -22,6 +29,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::proc::{Proc, Stdout};
 
 pub(crate) use nat::{Nat, NatKind};
+pub(crate) use nat_table::NatBehavior;
+pub(crate) use router::{RoutedHost, RoutedNet};
+pub(crate) use topology::Link;
 
 const PREFIX: &str = "ginnel-";
 
@@ -34,10 +44,7 @@ pub(crate) struct Net {
 impl Net {
     /// Makes an internet without hosts.
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        sweep();
-        let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let net = Self { name, namespaces: std::cell::RefCell::default() };
+        let net = Self::without_bridge();
         let core = net.namespace("inet");
         ip(
             &core,
@@ -48,6 +55,14 @@ impl Net {
         );
         inside(&core, "echo 1 > /proc/sys/net/ipv4/ip_forward");
         net
+    }
+
+    /// Makes a set of namespaces with nothing between them.
+    fn without_bridge() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        sweep();
+        let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self { name, namespaces: std::cell::RefCell::default() }
     }
 
     /// Adds a host with the public address 203.0.113.`octet` whose default route is the sink.
@@ -191,6 +206,11 @@ impl Host {
             command.env_remove(name);
         }
         command
+    }
+
+    /// Runs a program on this host to its successful end.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) {
+        run(self.command(program).args(arguments), "");
     }
 
     /// Starts a Python program of `tests/clients/` on this host.

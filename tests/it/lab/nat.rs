@@ -151,7 +151,7 @@ impl Net {
 }
 
 /// Makes a NAT of a namespace whose outer side stands.
-fn translate(namespace: String, kind: NatKind, octet: u8) -> Nat {
+pub(super) fn translate(namespace: String, kind: NatKind, octet: u8) -> Nat {
     ip(
         &namespace,
         &format!(
