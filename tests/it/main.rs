@@ -36,6 +36,7 @@ mod load;
 mod messaging;
 mod metrics;
 mod nat_kinds;
+mod nat_matrix;
 mod outages;
 mod paths;
 mod pipes;

@@ -122,6 +122,16 @@ impl TestServer {
         Self::start((&[host.address().into()], 3478), lines, &tls, |program| host.command(program))
     }
 
+    /// Starts a server on the addresses of a host of a routed internet, with TLS by `authority` on port 443.
+    pub(crate) fn on_routed(host: &Host, addresses: &[IpAddr], authority: &Authority) -> Self {
+        let tls =
+            format!("port = 443\ncertificate = {:?}\nkey = {:?}", authority.certificate(), authority.key());
+        let public: Vec<_> = addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
+        let top = format!("public = [{}]", public.join(", "));
+        let turn = "allow_peers = [\"203.0.113.0/24\", \"2001:db8::/32\"]";
+        Self::start((addresses, 3478), Lines { top: &top, turn }, &tls, |program| host.command(program))
+    }
+
     /// Starts a server on two addresses of a host of the laboratory, with NAT behaviour discovery.
     pub(crate) fn on_both(host: &Host, second: Ipv4Addr) -> Self {
         let first = host.address();
@@ -141,18 +151,21 @@ impl TestServer {
         let config = folder.path().join("ginnel.toml");
         let address = SocketAddr::new(listen[0], port);
         let quoted: Vec<_> = listen.iter().map(|ip| format!("\"{ip}\"")).collect();
+        let public = match lines.top.contains("public = ") {
+            true => String::new(),
+            false => format!("public = [\"{}\"]\n", listen[0]),
+        };
         let text = format!(
-            "state = {:?}\nlisten = [{}]\npublic = [\"{}\"]\nport = {port}\naux_port = {}\n\
+            "state = {:?}\nlisten = [{}]\n{public}port = {port}\naux_port = {}\n\
              {}\n[tls]\n{tls}\n[turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{}\n",
             folder.path().join("state"),
             quoted.join(", "),
-            listen[0],
             port + 1,
             lines.top,
             lines.turn,
         );
         std::fs::write(&config, text).unwrap();
-        let server = serve(command(env!("CARGO_BIN_EXE_ginnel")), &config);
+        let server = serve(command(&tools::binary("ginnel")), &config);
         Self { process: server, address, tls: SocketAddr::new(address.ip(), 0), folder }
     }
 
@@ -165,7 +178,7 @@ impl TestServer {
     /// Kills a server on a host of the laboratory and starts it anew, with the same configuration and state.
     pub(crate) fn restart_on(&mut self, host: &Host) {
         self.kill();
-        let command = host.command(env!("CARGO_BIN_EXE_ginnel"));
+        let command = host.command(&tools::binary("ginnel"));
         self.process = serve(command, &self.folder.path().join("ginnel.toml"));
     }
 
@@ -183,7 +196,7 @@ impl TestServer {
 
     /// Starts a stopped one on loopback anew, with the same configuration and state.
     pub(crate) fn begin(&mut self) {
-        let command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        let command = Command::new(tools::binary("ginnel"));
         self.process = serve(command, &self.folder.path().join("ginnel.toml"));
     }
 
@@ -194,7 +207,7 @@ impl TestServer {
 
     /// What a command of `ginnel` prints about its state folder.
     pub(crate) fn output_of(&self, command: &[&str]) -> String {
-        let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        let mut ginnel = Command::new(tools::binary("ginnel"));
         let output = ginnel.args(command).arg("--state").arg(self.state()).output().unwrap();
         assert!(output.status.success(), "ginnel {command:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()

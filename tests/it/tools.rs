@@ -50,6 +50,18 @@ pub(crate) fn switch(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// The path of `ginnel` or `agent`: that of this build, or the one in the folder `GINNEL_LAB_BINARIES`.
+pub(crate) fn binary(name: &str) -> String {
+    if let Some(folder) = std::env::var_os("GINNEL_LAB_BINARIES") {
+        return Path::new(&folder).join(name).to_string_lossy().into_owned();
+    }
+    match name {
+        "agent" => env!("CARGO_BIN_EXE_agent"),
+        _ => env!("CARGO_BIN_EXE_ginnel"),
+    }
+    .to_owned()
+}
+
 /// Prints a figure of a long test.
 pub(crate) fn print(line: &str) {
     writeln!(std::io::stdout(), "{line}").ok();

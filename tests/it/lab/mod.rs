@@ -30,7 +30,7 @@ use crate::proc::{Proc, Stdout};
 
 pub(crate) use nat::{Nat, NatKind};
 pub(crate) use nat_table::NatBehavior;
-pub(crate) use router::{RoutedHost, RoutedNet};
+pub(crate) use router::{RoutedHost, RoutedNat, RoutedNet};
 pub(crate) use topology::Link;
 
 const PREFIX: &str = "ginnel-";

@@ -152,6 +152,34 @@ impl RoutedNet {
         (host, firewall)
     }
 
+    /// Adds a host that has only an IPv6 address, behind a firewall.
+    pub(crate) fn ipv6_only(
+        &self,
+        behavior: NatBehavior,
+        address: &str,
+        link: Link,
+    ) -> (RoutedHost, RoutedNat) {
+        let number = *self.hosts.borrow();
+        let table = NatTable::new(behavior, Ipv4Addr::UNSPECIFIED, self.seed);
+        let node = self.topology().add_nat(table, Ipv4Addr::UNSPECIFIED, None, link);
+        self.shared.devices.lock().unwrap().files.push(None);
+        let firewall = RoutedNat { node, octet: 0, hosts: std::cell::Cell::new(0) };
+        let namespace = self.net.namespace(&format!("v6h{number}"));
+        let prefixes = vec![(address.parse().unwrap(), 128)];
+        let node = self.attach((&namespace, "eth0"), prefixes, Some(node), Link::default());
+        let host = Host { namespace, address: Ipv4Addr::UNSPECIFIED };
+        host.enable_ipv6();
+        ip(
+            &host.namespace,
+            &format!(
+                "link set eth0 mtu {MTU} txqueuelen 4000 up\n\
+                 addr add {address}/128 dev eth0 nodad\n\
+                 route add ::/0 dev eth0\n"
+            ),
+        );
+        (RoutedHost { host, node }, firewall)
+    }
+
     /// Adds a NAT of the kernel with the outer address 203.0.113.`octet`; its hosts are those of [`net`](Self::net).
     pub(crate) fn kernel_nat(&self, kind: NatKind, octet: u8, link: Link) -> Nat {
         let namespace = self.net.namespace(&format!("n{octet}"));

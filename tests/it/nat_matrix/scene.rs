@@ -1,0 +1,242 @@
+//! The networks of one cell, with its server.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::authority::Authority;
+use crate::lab::{Link, NatBehavior, RoutedHost, RoutedNat, RoutedNet};
+use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
+
+use super::cells::{Class, Setting};
+
+const UP: Duration = Duration::from_secs(30);
+const SERVER: u8 = 10;
+const SERVER_V6: &str = "2001:db8::10";
+const PROXY: u8 = 11;
+const NAT64: u8 = 64;
+/// One way: 50 ms to the server and back, 30 ms between the peers and back.
+const TO_SERVER: Duration = Duration::from_micros(17_500);
+const TO_PEER: Duration = Duration::from_micros(7_500);
+
+/// Lets a host reach nothing but the proxy.
+const ONLY_THE_PROXY: &str = "
+    table inet proxied {
+      chain out { type filter hook output priority 0; policy drop;
+                  oifname lo accept; ip daddr 203.0.113.11 tcp dport 3128 accept; }
+      chain in { type filter hook input priority 0; policy drop;
+                 iifname lo accept; ip saddr 203.0.113.11 tcp sport 3128 accept; }
+    }";
+
+/// One agent's place.
+pub(super) struct Side {
+    pub(super) host: RoutedHost,
+    /// The server as this side names it.
+    pub(super) server: String,
+    pub(super) options: Vec<String>,
+    pub(super) environment: Vec<(&'static str, String)>,
+}
+
+/// Everything around the two agents of a cell. The processes go before the networks that they are in.
+pub(super) struct Scene {
+    pub(super) server: TestServer,
+    _processes: Vec<Proc>,
+    pub(super) sides: [Side; 2],
+    pub(super) nats: Vec<RoutedNat>,
+    _others: Vec<RoutedHost>,
+    _authority: Authority,
+    pub(super) net: RoutedNet,
+}
+
+/// A scene that is being built.
+struct Builder {
+    net: RoutedNet,
+    link: Link,
+    nats: Vec<RoutedNat>,
+    others: Vec<RoutedHost>,
+    processes: Vec<Proc>,
+    authority: Authority,
+}
+
+impl Scene {
+    /// Builds the networks of a setting and starts the server; so many packets of a thousand are lost at each peer's link and at the server's.
+    pub(super) fn new(setting: Setting, seed: u64, lost_per_mille: u16) -> Self {
+        let net = RoutedNet::new(seed);
+        let link = Link { delay: TO_PEER, lost_per_mille };
+        let server_host = net.public(SERVER, Link { delay: TO_SERVER, lost_per_mille });
+        net.add_ipv6(&server_host, SERVER_V6);
+        let authority = Authority::naming(&["turn.test", "203.0.113.10"]);
+        let addresses = [server_host.address().into(), SERVER_V6.parse::<IpAddr>().unwrap()];
+        let server = TestServer::on_routed(&server_host, &addresses, &authority);
+        let mut builder = Builder {
+            net,
+            link,
+            nats: Vec::new(),
+            others: vec![server_host],
+            processes: Vec::new(),
+            authority,
+        };
+        let sides = builder.sides(setting);
+        let Builder { net, nats, others, processes, authority, .. } = builder;
+        Self { server, _processes: processes, sides, nats, _others: others, _authority: authority, net }
+    }
+}
+
+impl Builder {
+    fn sides(&mut self, setting: Setting) -> [Side; 2] {
+        match setting {
+            Setting::Apart(first, second) => [self.place(first, 21), self.place(second, 22)],
+            Setting::OneNat(class) => {
+                let nat = self.nat(class.behavior().unwrap(), 21);
+                let sides = [(); 2].map(|()| side(self.net.behind(&nat)));
+                self.nats.push(nat);
+                sides
+            }
+            Setting::DoubleNat => {
+                let carrier = self.nat(NatBehavior::PORT_RESTRICTED, 21);
+                let sides = [self.home_of(&carrier, 31), self.place(Class::PortRestricted, 22)];
+                self.nats.push(carrier);
+                sides
+            }
+            Setting::OneCarrier { hairpin } => {
+                let carrier = self.nat(NatBehavior { hairpin, ..NatBehavior::PORT_RESTRICTED }, 21);
+                let sides = [31, 32].map(|octet| self.home_of(&carrier, octet));
+                self.nats.push(carrier);
+                sides
+            }
+            Setting::DualStack => {
+                let sides = [21, 22].map(|octet| self.place(Class::PortRestricted, octet));
+                for (side, address) in sides.iter().zip(["2001:db8::21", "2001:db8::22"]) {
+                    self.net.add_ipv6(&side.host, address);
+                }
+                sides
+            }
+            Setting::Port443 => {
+                let nat = self.nat(NatBehavior::PORT_443, 21);
+                let mut first = side(self.net.behind(&nat));
+                self.nats.push(nat);
+                first.server = "https://203.0.113.10:443".to_owned();
+                first.options = vec!["--ca".to_owned(), self.authority.root().to_str().unwrap().to_owned()];
+                [first, self.place(Class::PortRestricted, 22)]
+            }
+            Setting::Proxy(protocol) => self.proxied(protocol),
+            Setting::Bridges => {
+                let first = self.place(Class::PortRestricted, 21);
+                for bridge in 0..20 {
+                    let (name, address) = (format!("docker{bridge}"), format!("10.{}.0.1/16", 100 + bridge));
+                    first.host.run("ip", &["link", "add", &name, "type", "bridge"]);
+                    first.host.run("ip", &["addr", "add", &address, "dev", &name]);
+                    first.host.run("ip", &["link", "set", &name, "up"]);
+                }
+                [first, self.place(Class::PortRestricted, 22)]
+            }
+            Setting::OneWay => {
+                let [from, to] = [21, 22].map(|octet| IpAddr::V4(Ipv4Addr::new(203, 0, 113, octet)));
+                self.net.add_rule(Box::new(move |_, header| {
+                    (header.source.ip(), header.destination.ip()) != (from, to)
+                }));
+                [self.place(Class::Open, 21), self.place(Class::Open, 22)]
+            }
+            Setting::Vpn => {
+                let first = self.place(Class::PortRestricted, 21);
+                let vpn = self.nat(NatBehavior::PORT_RESTRICTED, 51);
+                let second = self.net.second_uplink(&first.host, "tun0", &vpn);
+                first.host.run("ip", &["route", "add", "0.0.0.0/1", "dev", "tun0"]);
+                first.host.run("ip", &["route", "add", "128.0.0.0/1", "dev", "tun0"]);
+                self.others.push(second);
+                self.nats.push(vpn);
+                [first, self.place(Class::PortRestricted, 22)]
+            }
+        }
+    }
+
+    fn nat(&self, behavior: NatBehavior, octet: u8) -> RoutedNat {
+        self.net.nat(behavior, octet, self.link)
+    }
+
+    fn place(&mut self, class: Class, octet: u8) -> Side {
+        match (class, class.behavior()) {
+            (Class::Ipv6Only, _) => self.ipv6_only(octet),
+            (_, None) => side(self.net.public(octet, self.link)),
+            (Class::Firewall, Some(behavior)) => {
+                let (host, firewall) = self.net.behind_firewall(behavior, octet, self.link);
+                self.nats.push(firewall);
+                side(host)
+            }
+            (_, Some(behavior)) => {
+                let nat = self.nat(behavior, octet);
+                let host = self.net.behind(&nat);
+                self.nats.push(nat);
+                side(host)
+            }
+        }
+    }
+
+    /// A home behind a carrier's NAT.
+    fn home_of(&mut self, carrier: &RoutedNat, octet: u8) -> Side {
+        let home = self.net.nat_behind(carrier, NatBehavior::PORT_RESTRICTED, octet);
+        let host = self.net.behind(&home);
+        self.nats.push(home);
+        side(host)
+    }
+
+    fn ipv6_only(&mut self, octet: u8) -> Side {
+        if self.others.len() == 1 {
+            self.start_nat64();
+        }
+        let address = format!("2001:db8:6::{octet}");
+        let (host, firewall) = self.net.ipv6_only(NatBehavior::FIREWALL, &address, self.link);
+        self.nats.push(firewall);
+        Side { server: format!("[{SERVER_V6}]:3478"), ..side(host) }
+    }
+
+    /// Starts a NAT64 for 64:ff9b::/96, stateful by the masquerade behind it.
+    fn start_nat64(&mut self) {
+        let host = self.net.public(NAT64, self.link);
+        self.net.add_ipv6(&host, "2001:db8::64");
+        let [own, v6, wide]: [IpAddr; 3] =
+            ["203.0.113.64", "2001:db8::64", "64:ff9b::"].map(|ip| ip.parse().unwrap());
+        self.net.set_prefixes(&host, vec![(own, 32), (v6, 128), (wide, 96)]);
+        let folder = self.authority.folder();
+        let config = folder.join("tayga.conf");
+        let text = format!(
+            "tun-device nat64\nipv4-addr 192.168.255.1\nipv6-addr 2001:db8:64::1\nprefix 64:ff9b::/96\n\
+             dynamic-pool 192.168.255.0/24\ndata-dir {}\n",
+            folder.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let config = config.to_str().unwrap();
+        host.run("tayga", &["--config", config, "--mktun"]);
+        let script = "
+            echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+            ip link set nat64 up; ip addr add 192.168.255.254 dev nat64
+            ip route add 192.168.255.0/24 dev nat64; ip route add 64:ff9b::/96 dev nat64";
+        host.run("sh", &["-ec", script]);
+        host.nft(
+            "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname eth0 ip saddr 192.168.255.0/24 masquerade; }; }",
+        );
+        let mut command = host.command("tayga");
+        command.args(["--config", config, "--nodetach"]);
+        self.processes.push(Proc::start("tayga", command, Stdout::Lines));
+        self.others.push(host);
+    }
+
+    fn proxied(&mut self, protocol: &str) -> [Side; 2] {
+        let proxy_host = self.net.public(PROXY, self.link);
+        let names = ["--user", "me:a secret", "--host", "turn.test=203.0.113.10"];
+        let proxy = proxy_host.python("proxy.py", &[&[protocol, "3128"], &names[..]].concat());
+        proxy.expect("start", UP, |line| (line == "ready").then_some(()));
+        self.processes.push(proxy);
+        self.others.push(proxy_host);
+        let mut first = self.place(Class::Open, 21);
+        first.host.nft(ONLY_THE_PROXY);
+        first.server = "turn.test:3478".to_owned();
+        first.environment = vec![("HTTPS_PROXY", format!("{protocol}://me:a%20secret@203.0.113.11:3128"))];
+        [first, self.place(Class::PortRestricted, 22)]
+    }
+}
+
+/// A side that reaches the server by its IPv4 address.
+fn side(host: RoutedHost) -> Side {
+    Side { host, server: "203.0.113.10:3478".to_owned(), options: Vec::new(), environment: Vec::new() }
+}
