@@ -64,6 +64,8 @@ struct Probe {
 pub(super) struct Gathering {
     server: SocketAddr,
     second_server: Option<SocketAddr>,
+    /// The server's IPv4 address as a NAT64 reaches it.
+    translated_server: Option<SocketAddr>,
     started: Instant,
     /// The socket whose NAT is told.
     main: Option<SocketAddr>,
@@ -82,6 +84,7 @@ impl Gathering {
         Self {
             server,
             second_server: None,
+            translated_server: None,
             started: now,
             main: None,
             local_ips: Vec::new(),
@@ -98,15 +101,28 @@ impl Gathering {
     pub(super) fn set_ports(&mut self, now: Instant, bases: &[SocketAddr]) {
         self.local_ips = bases.iter().map(SocketAddr::ip).collect();
         self.main = bases.iter().copied().find(|base| reaches(*base, self.server));
-        let (main, second) = (self.main, self.second_server);
+        let main = self.main;
+        let of_main = [self.second_server, self.translated_server];
         self.probes.retain(|probe| {
-            bases.contains(&probe.base) && (Some(probe.server) != second || Some(probe.base) == main)
+            bases.contains(&probe.base)
+                && (!of_main.contains(&Some(probe.server)) || Some(probe.base) == main)
         });
         let server = self.server;
         for base in bases.iter().filter(|base| reaches(**base, server)) {
             self.probe(now, *base, server);
         }
         self.probe_second(now);
+        if let Some(server) = self.translated_server {
+            self.set_translated_server(now, server);
+        }
+    }
+
+    /// Sets the server's IPv4 address as a NAT64 reaches it; the mapping to it is this host's IPv4 address.
+    pub(super) fn set_translated_server(&mut self, now: Instant, server: SocketAddr) {
+        self.translated_server = Some(server);
+        if let Some(main) = self.main.filter(|main| reaches(*main, server)) {
+            self.probe(now, main, server);
+        }
     }
 
     /// Sets the server's second port.
@@ -289,6 +305,22 @@ mod tests {
         }
         assert!((5..=8).contains(&repeated), "{repeated}");
         assert!(events(&mut gathering).contains(&GatheringEvent::Done));
+    }
+
+    #[test]
+    fn a_host_with_only_ipv6_has_the_ipv4_address_that_a_nat64_gives_it() {
+        let now = time::now().mono;
+        let mut gathering = Gathering::new(now, at("[2001:db8::53]:3478"), [1; 32]);
+        gathering.set_ports(now, &[at("[2001:db8::1]:4002")]);
+        let translated = at("[64:ff9b::198.51.100.1]:3478");
+        gathering.set_translated_server(now, translated);
+        let sent = requests(&mut gathering);
+        let request = sent.iter().find(|request| request.server == translated).unwrap();
+        assert!(answer(&mut gathering, now, request, at(MAPPED)));
+        let mapped = GatheringEvent::Mapped { base: at("[2001:db8::1]:4002"), address: at(MAPPED) };
+        assert!(events(&mut gathering).contains(&mapped));
+        gathering.set_ports(now, &[at("[2001:db8::2]:4003")]);
+        assert!(requests(&mut gathering).iter().any(|request| request.server == translated));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and sets the outlet to the selected pair. It looks at the data's signs of life every [`TICK`] while there is traffic.
 
 mod relays;
+mod translation;
 
 use super::candidate::CandidatePath;
 use super::datagram_queue::DatagramQueue;
@@ -30,6 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep_until;
+use translation::Translation;
 
 /// Between looks at the traffic.
 const TICK: Duration = Duration::from_millis(100);
@@ -66,6 +68,7 @@ pub(super) struct IceEngine {
     gathering: Gathering,
     network: NetworkChanges,
     relays: Relays,
+    translation: Translation,
     candidates: Vec<Candidate>,
     agent: Option<IceAgent>,
     /// What the call knows of the path.
@@ -92,6 +95,7 @@ impl IceEngine {
             gathering: Gathering::new(now, server, rand::random()),
             network: NetworkChanges::start(),
             relays: Relays::default(),
+            translation: Translation::default(),
             candidates: Vec::new(),
             agent: None,
             active: None,
@@ -102,6 +106,7 @@ impl IceEngine {
             gathered: false,
         };
         engine.open_ports(now);
+        engine.look_for_nat64();
         engine.work().await;
         engine.release().await;
     }
@@ -157,17 +162,26 @@ impl IceEngine {
                     agent.set_remote_credentials(now, credentials);
                 }
             }
-            EngineCommand::Candidate(text) => match (text.parse::<Candidate>(), &mut self.agent) {
-                (Ok(candidate), Some(agent)) => agent.add_remote_candidate(now, candidate),
-                (Err(error), _) => tracing::debug!(%error, "an unusable remote candidate"),
-                (Ok(_), None) => {}
-            },
+            EngineCommand::Candidate(text) => self.add_remote_candidate(now, &text),
             EngineCommand::EndOfCandidates => {
                 if let Some(agent) = &mut self.agent {
                     agent.handle_end_of_candidates(now);
                 }
             }
             EngineCommand::Close => {}
+        }
+    }
+
+    fn add_remote_candidate(&mut self, now: Instant, text: &str) {
+        let candidate: Candidate = match text.parse() {
+            Ok(candidate) => candidate,
+            Err(error) => return tracing::debug!(%error, "an unusable remote candidate"),
+        };
+        let translated = self.translate(&candidate);
+        if let Some(agent) = &mut self.agent {
+            for candidate in translated.into_iter().chain([candidate]) {
+                agent.add_remote_candidate(now, candidate);
+            }
         }
     }
 

@@ -28,7 +28,7 @@
 //! | `session`, `candidate`, `relay_reason` | the negotiation of one call; why it is relayed | pure |
 //! | `engine` | commands and events of an ICE engine | |
 //! | `ice_engine`, `webrtc_engine` | the two engines | tokio |
-//! | `gathering`, `nat` | server-reflexive addresses; the type of the local NAT | pure |
+//! | `gathering`, `nat`, `nat64` | server-reflexive addresses; the type of the local NAT; IPv4 peers through a NAT64 | pure |
 //! | `host_addresses`, `udp_port`, `peer_streams` | sockets of host candidates, by UDP and TCP | tokio |
 //! | `relay_client`, `relay_stream` | allocations by UDP and TCP | tokio |
 //! | `path` | the path in use | pure |
@@ -56,6 +56,7 @@ mod initial_keys;
 mod keys;
 mod listener;
 mod nat;
+mod nat64;
 mod outlet;
 mod path;
 mod peer_streams;

@@ -137,6 +137,7 @@ const PURE: &[&str] = &[
     "src/agent/pinned_tls.rs",
     "src/agent/gathering.rs",
     "src/agent/nat.rs",
+    "src/agent/nat64.rs",
     "src/agent/path.rs",
     "src/agent/relay_reason.rs",
     "src/agent/session.rs",

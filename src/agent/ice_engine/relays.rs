@@ -126,6 +126,7 @@ impl IceEngine {
         }
         for (address, is_stream) in relayed.into_iter().filter(|(address, _)| !known.contains(address)) {
             self.relays.failures = 0;
+            self.map_through_nat64(now, address);
             let candidate = match is_stream {
                 true => Candidate::relayed_by_stream(address, u16::MAX),
                 false => Candidate::relayed(address, u16::MAX),

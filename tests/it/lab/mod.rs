@@ -34,6 +34,8 @@ pub(crate) use router::{RoutedHost, RoutedNat, RoutedNet};
 pub(crate) use topology::Link;
 
 const PREFIX: &str = "ginnel-";
+/// `ip netns exec` puts a namespace's files of this folder in the place of those of `/etc`.
+const FILES: &str = "/etc/netns";
 
 /// One internet. Dropped, it takes its namespaces along; drop the processes in it first.
 pub(crate) struct Net {
@@ -117,7 +119,7 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for name in self.namespaces.borrow().iter() {
-            Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status().ok();
+            remove(name);
         }
     }
 }
@@ -208,6 +210,13 @@ impl Host {
         command
     }
 
+    /// Lets its processes resolve names at this address.
+    pub(crate) fn resolve_at(&self, address: &str) {
+        let folder = Path::new(FILES).join(&self.namespace);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("resolv.conf"), format!("nameserver {address}\n")).unwrap();
+    }
+
     /// Runs a program on this host to its successful end.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) {
         run(self.command(program).args(arguments), "");
@@ -243,9 +252,15 @@ fn sweep() {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         let Some(owner) = owner.filter(|id| id.parse::<u32>().is_ok()) else { continue };
         if !Path::new("/proc").join(owner).exists() {
-            Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status().ok();
+            remove(name);
         }
     }
+}
+
+/// Deletes a namespace with its files.
+fn remove(name: &str) {
+    Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status().ok();
+    std::fs::remove_dir_all(Path::new(FILES).join(name)).ok();
 }
 
 fn ip(namespace: &str, batch: &str) {

@@ -87,6 +87,17 @@ fn twenty_cells_end_on_their_paths() {
 }
 
 #[test]
+fn a_host_with_only_ipv6_reaches_ipv4_peers_through_nat64() {
+    if !tools::have_laboratory() || !tools::have(&["tayga"]) {
+        return;
+    }
+    let work: Vec<_> = cells::named(&["O x V6", "PR x V6"]).into_iter().map(|cell| (cell, 2)).collect();
+    let done = run_cells(&work, work.len(), 0, |_| ());
+    let faults = faults(&done);
+    assert!(faults.is_empty(), "{faults}");
+}
+
+#[test]
 fn the_table_names_55_pairs_and_only_cells_that_exist() {
     assert_eq!(cells::pairs().len(), 55);
     for names in [&cells::IN_CI[..], &cells::OFTEN, &cells::LOSSY] {

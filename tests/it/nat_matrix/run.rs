@@ -161,7 +161,7 @@ fn fault(setting: Setting, expected: Expected, path: &Value) -> Option<String> {
         Expected::DirectTcpOrRelay => has_reason || (is_direct && is_tcp),
         // An accident may make a hard pair direct, but not where one direction is cut.
         Expected::Relay => has_reason || (is_direct && setting != Setting::OneWay),
-        Expected::DirectIpv6 => is_direct && remote.starts_with("[2001:db8:"),
+        Expected::DirectIpv6 => is_direct && remote.starts_with("[2001:db8:6::"),
         Expected::Inner => is_direct && remote.starts_with("10.21.0."),
     };
     (!is_as_expected).then(|| format!("{} expected, but {path}", expected.tag()))
