@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const MAX_IN_FLIGHT: usize = 8;
 /// After a Refresh without a response, while the allocation has not expired.
 const REFRESH_RETRY: Duration = Duration::from_secs(5);
+/// Before the first retransmission of a release, for which nobody waits long.
+const RELEASE_WAIT: Duration = Duration::from_millis(100);
 /// REQUESTED-TRANSPORT and the address family attributes (RFC 8656 sections 18.8 and 18.6).
 const UDP: [u8; 4] = [17, 0, 0, 0];
 const IPV6: [u8; 4] = [2, 0, 0, 0];
@@ -92,6 +94,8 @@ pub struct TurnClient {
     waiting: VecDeque<TurnRequest>,
     transmits: VecDeque<Vec<u8>>,
     pub(super) events: VecDeque<TurnEvent>,
+    /// The allocation that is requested is released as soon as it exists.
+    pub(super) release_next: bool,
 }
 
 impl TurnClient {
@@ -109,6 +113,7 @@ impl TurnClient {
             waiting: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
+            release_next: false,
         }
     }
 
@@ -165,15 +170,21 @@ impl TurnClient {
         }
     }
 
-    /// Releases the allocation.
+    /// Releases the allocation; one that is requested, once the server has made it.
     pub fn release(&mut self, now: Instant) {
         self.waiting.clear();
-        self.in_flight.clear();
         self.peers = Peers::default();
+        self.config.first_wait = self.config.first_wait.min(RELEASE_WAIT);
         if let Some(allocated) = &mut self.allocated {
             allocated.refresh_at = None;
+            self.in_flight.clear();
             self.request(now, TurnRequest::Release);
-        } else {
+            return;
+        }
+        // Without credentials no request makes an allocation.
+        self.in_flight.retain(|pending| pending.request == TurnRequest::Allocate && pending.is_signed);
+        self.release_next = !self.in_flight.is_empty();
+        if !self.release_next {
             self.events.push_back(TurnEvent::Released);
         }
     }
@@ -337,7 +348,8 @@ impl TurnClient {
 
     /// Ends everything. A release always succeeds: what the server does not know is released.
     pub(super) fn fail(&mut self, error: TurnError) {
-        let is_release = self.is_releasing() || error.request() == Some(TurnRequest::Release);
+        let is_release =
+            self.release_next || self.is_releasing() || error.request() == Some(TurnRequest::Release);
         self.allocated = None;
         self.in_flight.clear();
         self.waiting.clear();

@@ -474,3 +474,55 @@ fn an_icmp_error_names_its_peer() {
     assert_eq!(handle(&mut client, at, error), Received::Control);
     assert_eq!(client.poll_event(), Some(TurnEvent::PeerUnreachable(peer())));
 }
+
+#[test]
+fn a_lost_release_is_repeated_soon() {
+    let mut at = now().mono;
+    let mut client = allocated(at);
+    client.release(at);
+    let begun = at;
+    let first = transmitted(&mut client);
+    for _ in 0..2 {
+        assert_eq!(next_request(&mut client, &mut at), first);
+    }
+    assert!(at <= begun + Duration::from_millis(300), "{:?}", at - begun);
+}
+
+#[test]
+fn an_allocation_that_was_requested_is_released_once_it_exists() {
+    let at = now().mono;
+    let mut client = client();
+    client.allocate(at);
+    challenge(&mut client, at, 401, b"nonce");
+    client.release(at);
+    assert_eq!(client.poll_event(), None, "the server may have made it");
+    assert_eq!(grant(&mut client, at), Method::ALLOCATE);
+    assert_eq!(client.poll_event(), None);
+    assert_eq!(grant(&mut client, at), Method::REFRESH);
+    assert_eq!(client.poll_event(), Some(TurnEvent::Released));
+}
+
+#[test]
+fn a_client_without_an_allocation_is_released_at_once() {
+    let at = now().mono;
+    let mut client = client();
+    client.allocate(at);
+    client.release(at);
+    assert_eq!(client.poll_event(), Some(TurnEvent::Released));
+    assert_eq!(client.poll_timeout(), None);
+}
+
+#[test]
+fn a_server_without_ipv4_is_asked_for_ipv6() {
+    let at = now().mono;
+    let mut client =
+        TurnClient::new(TurnClientConfig { families: AddressFamilies::Both, ..config() }, [7; 32]);
+    client.allocate(at);
+    challenge(&mut client, at, 401, b"nonce");
+    refuse(&mut client, at, 440);
+    let request = transmitted(&mut client);
+    let message = Message::parse(&request).unwrap();
+    let attributes = message.unverified();
+    assert_eq!(attributes.get(attr::REQUESTED_ADDRESS_FAMILY), Some(&[2, 0, 0, 0][..]));
+    assert_eq!(attributes.get(attr::ADDITIONAL_ADDRESS_FAMILY), None);
+}

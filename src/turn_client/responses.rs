@@ -1,6 +1,7 @@
 //! What the client does with responses ([RFC 8656 sections 7.3, 8.3, 10.3, 12.3](https://www.rfc-editor.org/rfc/rfc8656#section-7.3)).
 
 use super::authentication::{Challenge, ChallengeError};
+use super::config::AddressFamilies;
 use super::error::{TurnError, TurnRequest};
 use super::machine::{Allocated, Received, TurnClient, TurnEvent};
 use super::transaction::Transaction;
@@ -76,6 +77,9 @@ impl TurnClient {
             refresh_at: Some(now + lifetime / 2),
             is_migrating: false,
         });
+        if std::mem::take(&mut self.release_next) {
+            return self.release(now);
+        }
         self.events.push_back(TurnEvent::Allocated { relayed: first, mapped });
         for request in self.peers.all() {
             self.request(now, request);
@@ -106,6 +110,11 @@ impl TurnClient {
         let is_stale = code == 438;
         if code == 401 && !transaction.is_signed || is_stale && transaction.stale_nonces < MAX_STALE_NONCES {
             return self.on_challenged(now, transaction, attributes, is_stale);
+        }
+        if request == TurnRequest::Allocate && code == 440 && self.config.families == AddressFamilies::Both {
+            // The server has no IPv4, and does not leave out one of two families.
+            self.config.families = AddressFamilies::V6;
+            return self.request(now, request);
         }
         let error = refusal(request, code, attributes);
         match request {

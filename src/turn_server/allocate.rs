@@ -62,14 +62,16 @@ impl Relay {
         // 4: DONT-FRAGMENT is supported.
         // 5 to 8: the attributes must not contradict each other (400).
         let families = requested_families(request)?;
-        // 7: without the additional family the allocation is created all the same.
-        let family_error = (families.both && self.local_ips(Family::V6).next().is_none())
-            .then_some((Family::V6, StunErrorCode::UnsupportedFamily));
+        // 7: without one of two families the allocation is created all the same.
+        let has = |family| self.local_ips(family).next().is_some();
+        let missing = [Family::V4, Family::V6].into_iter().find(|family| families.both && !has(*family));
+        let family_error = missing.map(|family| (family, StunErrorCode::UnsupportedFamily));
+        let family = if missing == Some(Family::V4) { Family::V6 } else { families.family };
         // RFC 8016: MOBILITY-TICKET must be allowed (405) and empty (400).
         let mobility = self.requested_mobility(request)?;
         // 5 to 10: the family (440), the reservation (508), the quota (486) and the port (508).
         let Resources { permit, lease, port_request, reserved } =
-            self.acquire_resources(now, request, families.family)?;
+            self.acquire_resources(now, request, family)?;
         let new = NewAllocation {
             client: request.client,
             owner: request.owner.clone(),

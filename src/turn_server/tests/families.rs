@@ -54,6 +54,19 @@ fn an_unsupported_additional_family_is_an_address_error_code_in_the_success_resp
 }
 
 #[test]
+fn a_server_without_ipv4_allocates_the_additional_family() {
+    let mut shared = shared(10, 50_000..=50_009);
+    shared.addresses = shared.addresses.iter().copied().filter(|a| a.local.is_ipv6()).collect();
+    let mut server = TestRelay::with(shared);
+    let (code, answer) = server.request(1, "alice", Method::ALLOCATE, both);
+    let relayed = addresses(&answer);
+    assert_eq!((code, relayed.len()), (0, 1));
+    assert!(relayed[0].is_ipv6());
+    let error = Message::parse(&answer).unwrap().unverified().get(attr::ADDRESS_ERROR_CODE);
+    assert_eq!(error, Some(&[1, 0, 4, 40][..]));
+}
+
+#[test]
 fn an_additional_family_whose_port_cannot_be_opened_is_508_in_the_success_response() {
     let mut server = TestRelay::with(shared(10, 50_000..=50_000));
     let first = server.request(1, "alice", Method::ALLOCATE, |b| {
