@@ -47,6 +47,11 @@ impl Tls {
         self
     }
 
+    /// Returns what another server than the one that is meant gets: neither the client's certificate nor the other name.
+    pub(crate) fn for_proxy(&self) -> Self {
+        Self { identity: None, name: None, ..self.clone() }
+    }
+
     /// Performs the TLS handshake with `host` on a stream.
     pub(crate) async fn connect<S>(&self, stream: S, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<S>>
     where

@@ -3,7 +3,7 @@
 use super::client_tls::Tls;
 use super::connect::connect;
 use super::proxy_handshake::{ProxyError, connect_through};
-use super::proxy_settings::{Proxy, ProxySettings};
+use super::proxy_settings::{Proxy, ProxyProtocol, ProxySettings};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -105,13 +105,18 @@ impl Dialer {
         proxy: Option<&Proxy>,
         addresses: &[SocketAddr],
     ) -> Result<DialedStream, DialError> {
-        let (mut stream, address) = connect(addresses).await.map_err(|error| match proxy {
+        let (stream, address) = connect(addresses).await.map_err(|error| match proxy {
             Some(proxy) => proxy_error(proxy, ProxyError::Unreachable(error)),
             None => DialError::Connect(error),
         })?;
         configure(&stream, &target);
         let local = stream.local_addr().ok();
+        let mut stream: Box<dyn Duplex> = Box::new(stream);
         if let Some(proxy) = proxy {
+            if proxy.protocol == ProxyProtocol::Https {
+                let secured = self.tls.for_proxy().connect(stream, &proxy.host, &[ALPN_HTTP]).await;
+                stream = Box::new(secured.map_err(|error| proxy_error(proxy, ProxyError::Tls(error)))?);
+            }
             let asked = connect_through(proxy, &mut stream, target.host, target.port).await;
             asked.map_err(|error| proxy_error(proxy, error))?;
         }
@@ -119,7 +124,7 @@ impl Dialer {
             Some(alpn) => {
                 Box::new(self.tls.connect(stream, target.host, alpn).await.map_err(DialError::Tls)?)
             }
-            None => Box::new(stream),
+            None => stream,
         };
         Ok(DialedStream { stream, local, remote: proxy.is_none().then_some(address) })
     }

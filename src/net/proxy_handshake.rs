@@ -22,6 +22,8 @@ pub(crate) enum ProxyError {
     CredentialsRequired,
     #[error("does not accept the user or the password")]
     CredentialsRejected,
+    #[error("does not complete the TLS handshake: {0}")]
+    Tls(#[source] io::Error),
     #[error("closed the connection")]
     Closed(#[source] io::Error),
     #[error("does not answer as a proxy of this kind")]
@@ -47,7 +49,7 @@ where
 {
     let credentials = proxy.credentials.as_ref().map(|(user, password)| (user.as_str(), password.as_str()));
     match proxy.protocol {
-        ProxyProtocol::Http => http_connect(stream, host, port, credentials).await,
+        ProxyProtocol::Http | ProxyProtocol::Https => http_connect(stream, host, port, credentials).await,
         ProxyProtocol::Socks5 => {
             socks_authenticate(stream, credentials).await?;
             socks_connect(stream, host, port).await

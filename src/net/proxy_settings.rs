@@ -24,7 +24,7 @@ pub struct ProxySettings {
 
 /// A text that names no proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a proxy is http://[USER:PASSWORD@]HOST[:PORT] or socks5://[USER:PASSWORD@]HOST[:PORT]")]
+#[error("a proxy is http://[USER:PASSWORD@]HOST[:PORT]; https:// and socks5:// are possible too")]
 pub struct ProxySettingsError;
 
 /// The protocol of a proxy.
@@ -32,6 +32,8 @@ pub struct ProxySettingsError;
 pub(crate) enum ProxyProtocol {
     /// HTTP with the method CONNECT ([RFC 9110 section 9.3.6](https://www.rfc-editor.org/rfc/rfc9110#section-9.3.6)).
     Http,
+    /// The same inside TLS.
+    Https,
     /// SOCKS version 5 ([RFC 1928](https://www.rfc-editor.org/rfc/rfc1928)).
     Socks5,
 }
@@ -60,7 +62,7 @@ impl ProxySettings {
     /// domains, which include their subdomains and may have a port. An exception that cannot be parsed matches no host.
     ///
     /// # Errors
-    /// [`ProxySettingsError`] if `proxy` is no URL of an HTTP or SOCKS 5 proxy. Without a scheme it is an HTTP proxy.
+    /// [`ProxySettingsError`] if `proxy` is no URL of an HTTP, HTTPS or SOCKS 5 proxy. Without a scheme it is an HTTP proxy.
     pub fn new(proxy: &str, exceptions: &str) -> Result<Self, ProxySettingsError> {
         let words = exceptions.split([',', ' ']).map(str::trim).filter(|word| !word.is_empty());
         Ok(Self {
@@ -90,6 +92,7 @@ impl Proxy {
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let (protocol, default_port) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (ProxyProtocol::Http, 80),
+            "https" => (ProxyProtocol::Https, 443),
             "socks5" | "socks5h" | "socks" => (ProxyProtocol::Socks5, 1080),
             _ => return Err(ProxySettingsError),
         };
@@ -144,6 +147,7 @@ impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.protocol {
             ProxyProtocol::Http => "http",
+            ProxyProtocol::Https => "https",
             ProxyProtocol::Socks5 => "socks5",
         };
         match self.host.contains(':') {
@@ -200,7 +204,8 @@ mod tests {
             ("HTTP://proxy.example", Some("http://proxy.example:80")),
             ("socks5://[2001:db8::1]", Some("socks5://[2001:db8::1]:1080")),
             ("socks5h://u:p@10.0.0.1:9", Some("socks5://10.0.0.1:9")),
-            ("https://proxy.example", None),
+            ("https://proxy.example", Some("https://proxy.example:443")),
+            ("https://u:p@proxy.example:3128/", Some("https://proxy.example:3128")),
             ("socks4://proxy.example", None),
             ("http://", None),
             ("http://proxy.example:0", None),

@@ -1,13 +1,15 @@
-"""A proxy for tests: HTTP CONNECT or SOCKS 5. Standard library only.
+"""A proxy for tests: HTTP CONNECT, also inside TLS, or SOCKS 5. Standard library only.
 
-    proxy.py http|socks5 PORT [--user USER:PASSWORD] [--host NAME=ADDRESS]
+    proxy.py http|https|socks5 PORT [--user USER:PASSWORD] [--host NAME=ADDRESS] [--only PORT] [--certificate FILE --key FILE]
 
-Listens on all addresses, prints "ready", and then "connect HOST PORT" for each connection that it opens. NAME is resolved to ADDRESS.
+Listens on all addresses, prints "ready", and then "connect HOST PORT" for each connection that it opens. NAME is resolved to ADDRESS. With --only
+HTTP connections to other ports are refused.
 """
 
 import argparse
 import base64
 import socket
+import ssl
 import struct
 import threading
 
@@ -26,7 +28,7 @@ def exactly(client, count):
     return data
 
 
-def http(client, user):
+def http(client, user, only):
     header = b""
     while not header.endswith(b"\r\n\r\n"):
         header += exactly(client, 1)
@@ -38,10 +40,12 @@ def http(client, user):
     if expected and expected not in lines:
         raise Refused(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
     host, port = authority.rsplit(":", 1)
+    if only and int(port) != only:
+        raise Refused(b"HTTP/1.1 403 Forbidden\r\n\r\n")
     return host.strip("[]"), int(port), b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-def socks5(client, user):
+def socks5(client, user, _only):
     version, count = exactly(client, 2)
     methods = exactly(client, count)
     method = 2 if user else 0
@@ -81,8 +85,12 @@ def copy(source, sink):
 
 def serve(client, options):
     try:
-        handshake = http if options.protocol == "http" else socks5
-        host, port, answer = handshake(client, options.user)
+        if options.protocol == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(options.certificate, options.key)
+            client = context.wrap_socket(client, server_side=True)
+        handshake = socks5 if options.protocol == "socks5" else http
+        host, port, answer = handshake(client, options.user, options.only)
         name, _, address = (options.host or "=").partition("=")
         server = socket.create_connection((address if host == name else host, port), timeout=10)
         server.settimeout(None)
@@ -100,10 +108,13 @@ def serve(client, options):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("protocol", choices=["http", "socks5"])
+    parser.add_argument("protocol", choices=["http", "https", "socks5"])
     parser.add_argument("port", type=int)
     parser.add_argument("--user")
     parser.add_argument("--host")
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--certificate")
+    parser.add_argument("--key")
     options = parser.parse_args()
     listener = socket.create_server(("", options.port))
     print("ready", flush=True)

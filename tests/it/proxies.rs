@@ -40,17 +40,19 @@ fn agent(host: &Host, arguments: &[&str], key: &str) -> Command {
 }
 
 /// Connects a host that reaches only a proxy, at which the server has the name `turn.test`, and moves the bulk both ways.
-fn assert_relayed_through(protocol: &str, server: &str) {
+fn assert_relayed_through(protocol: &str, server: &str, port: u16) {
     if !tools::have_laboratory() {
         return;
     }
     let net = Net::new();
     let server_host = net.island(SERVER);
     let (proxy_host, connector_host, listener_host) = (net.public(PROXY), net.public(22), net.public(21));
-    let authority = Authority::naming(&["turn.test"]);
-    let test_server = TestServer::named(&server_host, &authority, 5349);
-    let names = ["--user", "me:a secret", "--host", "turn.test=203.0.113.10"];
-    let proxy = proxy_host.python("proxy.py", &[&[protocol, "3128"], &names[..]].concat());
+    let authority = Authority::naming(&["turn.test", "203.0.113.11"]);
+    let test_server = TestServer::named(&server_host, &authority, if port == 443 { 443 } else { 5349 });
+    let (certificate, key, only) = (authority.certificate(), authority.key(), port.to_string());
+    let names = ["--user", "me:a secret", "--host", "turn.test=203.0.113.10", "--only", &only];
+    let files = ["--certificate", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    let proxy = proxy_host.python("proxy.py", &[&[protocol, "3128"], &names[..], &files].concat());
     proxy.expect("start", UP, |line| (line == "ready").then_some(()));
     connector_host.nft(ONLY_THE_PROXY);
 
@@ -87,18 +89,24 @@ fn assert_relayed_through(protocol: &str, server: &str) {
     assert_eq!(received_by_connector.join().unwrap(), bulk::expected(1, BULK));
     assert_eq!(path["kind"], "relay", "{path}\n{}", connector.printed());
     // One connection for the signalling, one for TURN.
-    let through = proxy.lines(|line| (line == "connect turn.test 3478").then_some(()));
+    let expected = format!("connect turn.test {port}");
+    let through = proxy.lines(|line| (*line == expected).then_some(()));
     assert!(through.len() >= 2, "{}", proxy.printed());
 }
 
 #[test]
 fn a_host_that_reaches_only_an_http_proxy_connects_by_relay() {
-    assert_relayed_through("http", "turn.test:3478");
+    assert_relayed_through("http", "turn.test:3478", 3478);
 }
 
 #[test]
 fn a_host_that_reaches_only_a_socks_proxy_connects_by_relay_inside_tls() {
-    assert_relayed_through("socks5", "wss://turn.test:3478");
+    assert_relayed_through("socks5", "wss://turn.test:3478", 3478);
+}
+
+#[test]
+fn a_host_that_reaches_only_a_proxy_inside_tls_that_allows_port_443_connects_by_relay() {
+    assert_relayed_through("https", "https://turn.test:443", 443);
 }
 
 /// Runs `agent connect` with an environment; returns the exit code and what it printed.

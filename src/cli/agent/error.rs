@@ -61,7 +61,7 @@ impl UsageError {
                 "agent share --key-file FILE …     the file contains the key that `ginnel key --gateway` prints on the gateway"
             }
             Self::Proxy { .. } => {
-                "HTTPS_PROXY=http://HOST:PORT or HTTPS_PROXY=socks5://HOST:PORT; NO_PROXY=HOST,… for exceptions"
+                "HTTPS_PROXY=http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT; NO_PROXY=HOST,… for exceptions"
             }
             Self::NoTerminal => {
                 "--key-file FILE, or AGENT_KEY in the environment; for a password --password-file FILE"
