@@ -118,6 +118,20 @@ pub struct Config {
     pub(super) policy: PathPolicy,
     pub(super) ice: IceImplementation,
     pub(super) dialer: Dialer,
+    pub(super) port_mapping: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            key: None,
+            policy: PathPolicy::default(),
+            ice: IceImplementation::default(),
+            dialer: Dialer::default(),
+            port_mapping: true,
+        }
+    }
 }
 
 impl Config {
@@ -155,6 +169,13 @@ impl Config {
         self
     }
 
+    /// Sets whether the router of the default route is asked to map ports (PCP, NAT-PMP, UPnP); by default it is.
+    #[must_use]
+    pub fn port_mapping(mut self, is_allowed: bool) -> Self {
+        self.port_mapping = is_allowed;
+        self
+    }
+
     /// Sets the certificates that are trusted where the server is reached by TLS; the system's by default.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
@@ -179,6 +200,7 @@ impl fmt::Debug for Config {
             .field("policy", &self.policy)
             .field("ice", &self.ice)
             .field("dialer", &self.dialer)
+            .field("port_mapping", &self.port_mapping)
             .finish()
     }
 }

@@ -117,6 +117,7 @@ impl Agent {
             server,
             name: name.clone(),
             dialer: self.config.dialer.clone(),
+            port_mapping: self.config.port_mapping,
         }
     }
 }

@@ -62,6 +62,8 @@ pub(super) struct EngineConfig {
     pub(super) name: ServerName,
     /// Opens TCP connections to it.
     pub(super) dialer: Dialer,
+    /// Whether the router is asked to map ports.
+    pub(super) port_mapping: bool,
 }
 
 /// What a call tells its engine.

@@ -3,6 +3,8 @@
 //! The task owns the state machines. QUIC's endpoint reads the sockets and passes on what is not QUIC's (see [`Tunnel`]); the task sends checks
 //! and sets the outlet to the selected pair. It looks at the data's signs of life every [`TICK`] while there is traffic.
 
+mod mappings;
+mod names;
 mod relays;
 mod translation;
 
@@ -15,6 +17,7 @@ use super::keys::AgentRole;
 use super::outlet::{Outlet, QueueFraming};
 use super::path::{PathPolicy, PathTransport};
 use super::peer_streams::{Direction, PeerStreamEvent, PeerStreams};
+use super::port_mapping::{MappedProtocol, MappingEvent, PortMapper, WantedMapping};
 use super::relay_client::{RelayClient, RelayLink};
 use super::relay_stream;
 use super::tunnel::{EngineMessage, MessageSource, Tunnel};
@@ -67,6 +70,8 @@ pub(super) struct IceEngine {
     streams: PeerStreams,
     gathering: Gathering,
     network: NetworkChanges,
+    mapper: PortMapper,
+    names: Names,
     relays: Relays,
     translation: Translation,
     candidates: Vec<Candidate>,
@@ -87,6 +92,7 @@ impl IceEngine {
         let now = time::now().mono;
         let server = config.server;
         let mut engine = Self {
+            mapper: PortMapper::start(Self::maps_ports(&config)),
             config,
             streams: PeerStreams::new(Arc::clone(&tunnel)),
             tunnel,
@@ -108,7 +114,8 @@ impl IceEngine {
         engine.open_ports(now);
         engine.look_for_nat64();
         engine.work().await;
-        engine.release().await;
+        let mapper = std::mem::replace(&mut engine.mapper, PortMapper::start(false));
+        tokio::join!(mapper.close(), engine.release());
     }
 
     async fn work(&mut self) {
@@ -123,6 +130,8 @@ impl IceEngine {
                 },
                 Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
                 event = self.streams.next() => self.handle_stream(time::now().mono, event),
+                event = self.mapper.next() => self.handle_mapping(time::now().mono, event),
+                text = self.names.next() => self.add_remote_candidate(time::now().mono, &text),
                 () = self.network.changed() => self.handle_network_change(time::now().mono),
                 () = tunnel.activity(), if self.tick.is_none() && self.active.is_some() => {
                     self.tick = Some(time::now().mono + TICK);
@@ -282,6 +291,7 @@ impl IceEngine {
         self.tunnel.set_ports(self.ports.clone());
         let bases: Vec<SocketAddr> = self.ports.iter().map(|port| port.local_addr()).collect();
         self.gathering.set_ports(now, &bases);
+        self.request_mappings();
     }
 
     /// A connection can be opened from every address, and accepted at it.
@@ -450,6 +460,7 @@ impl IceEngine {
         }
         self.repaired_at = Some(now);
         self.gathering.refresh(now);
+        self.mapper.renew();
         for relay in &mut self.relays.clients {
             relay.migrate(now, None);
         }
@@ -487,8 +498,11 @@ impl IceEngine {
                     let transport = CandidateTransport::Udp;
                     let reflexive = Candidate::server_reflexive(transport, address, base, preference);
                     // A socket has one mapping: whoever answers cannot make the list grow.
-                    self.candidates
-                        .retain(|known| known.kind != CandidateKind::ServerReflexive || known.base != base);
+                    self.candidates.retain(|known| {
+                        known.kind != CandidateKind::ServerReflexive
+                            || known.base != base
+                            || mappings::is_mapped(known)
+                    });
                     self.add_candidate(now, reflexive);
                 }
                 GatheringEvent::Mapped { .. } => {}

@@ -61,6 +61,7 @@ mod outlet;
 mod path;
 mod peer_streams;
 mod pinned_tls;
+mod port_mapping;
 mod publish;
 mod quic;
 mod relay_client;

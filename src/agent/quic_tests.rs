@@ -73,6 +73,11 @@ fn side(
     QuicSide { endpoint, engine, events }
 }
 
+fn config(implementation: IceImplementation, policy: PathPolicy, server: SocketAddr) -> EngineConfig {
+    let name = ServerName { host: server.ip().to_string(), port: server.port(), tls: false };
+    EngineConfig { implementation, policy, server, name, dialer: Dialer::default(), port_mapping: false }
+}
+
 fn credentials(role: AgentRole) -> IceCredentials {
     IceCredentials::new(&format!("{role:?}"), &"p".repeat(32)).unwrap()
 }
@@ -244,7 +249,8 @@ async fn a_side_whose_peer_has_used_everything_and_left_has_finished() {
     done.stopped().await.unwrap();
     wires.iter().for_each(tokio::task::JoinHandle::abort);
     let (path, signaling_lost) = (watch::channel(None).1, watch::channel(false).1);
-    let handle = PathHandle::new(path, signaling_lost, mpsc::channel(1).0, tokio::spawn(async {}));
+    let probe = ServerProbe::new(&config(IceImplementation::Ginnel, PathPolicy::All, PEER));
+    let handle = PathHandle::new(path, signaling_lost, probe, mpsc::channel(1).0, tokio::spawn(async {}));
     Connection::new(client, handle).finish().await.unwrap();
 }
 

@@ -135,6 +135,9 @@ struct AgentOptions {
     /// Use only a direct path
     #[arg(long)]
     no_relay: bool,
+    /// Do not ask the router to map ports
+    #[arg(long)]
+    no_port_mapping: bool,
     /// The ICE implementation: our own, or the crate webrtc-ice for comparison
     #[arg(long, value_name = "ginnel|webrtc", default_value = "ginnel", value_parser = ice_implementation, hide_default_value = true)]
     ice: IceImplementation,
@@ -226,6 +229,7 @@ impl AgentOptions {
         let mut config = Config::new()
             .policy(policy)
             .ice(self.ice)
+            .port_mapping(!self.no_port_mapping)
             .tls(self.tls.tls()?)
             .proxies(proxy_environment::read()?);
         if let Some(server) = &self.server {

@@ -12,6 +12,8 @@ pub(crate) mod client_tls;
 pub(crate) mod connect;
 #[cfg(feature = "server")]
 pub(crate) mod connection_limiter;
+#[cfg(feature = "agent")]
+pub(crate) mod default_gateway;
 #[cfg(feature = "server")]
 pub(crate) mod demux;
 #[cfg(feature = "gateway-client")]

@@ -40,6 +40,7 @@ mod nat_matrix;
 mod outages;
 mod paths;
 mod pipes;
+mod port_mapping;
 mod proc;
 mod proxies;
 mod public_api;

@@ -76,6 +76,11 @@ impl Nat {
 }
 
 impl Nat {
+    /// The router itself, at its outer address.
+    pub(crate) fn router(&self) -> Host {
+        Host { namespace: self.namespace.clone(), address: Ipv4Addr::new(203, 0, 113, self.octet) }
+    }
+
     /// Throws away whatever comes, silently, until [`Nat::mend`].
     pub(crate) fn cut(&self) {
         nft(&self.namespace, "add chain ip nat cut { type filter hook forward priority -20; policy drop; }");
@@ -109,6 +114,14 @@ impl Net {
         self.plug(&namespace, "out", octet);
         ip(&namespace, "route add default via 203.0.113.1\n");
         translate(namespace, kind, octet)
+    }
+
+    /// Gives a NAT an outer address besides, outside the blocks for documentation, and returns it.
+    pub(crate) fn add_outer_address(&self, nat: &Nat) -> Ipv4Addr {
+        let (address, octet) = (Ipv4Addr::new(198, 41, 0, nat.octet), nat.octet);
+        ip(&nat.namespace, &format!("addr add {address}/32 dev out\n"));
+        ip(&format!("{}-inet", self.name), &format!("route add {address} via 203.0.113.{octet}\n"));
+        address
     }
 
     /// Adds a NAT behind another one, on its inner network: for its hosts, the second of two layers.
