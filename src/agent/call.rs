@@ -428,6 +428,8 @@ impl CallTask {
         self.config = SessionConfig { ufrag, pwd, own_relay: relay.is_some(), ..self.config.clone() };
         self.session = Session::new(self.config.clone());
         self.request = Some(request);
+        self.resources.server = server.1;
+        self.resources.send(EngineCommand::Server(server.0, server.1));
         self.resources.send(EngineCommand::Relay(relay));
         self.resources.send(EngineCommand::Restart(local));
     }

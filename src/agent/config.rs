@@ -2,6 +2,7 @@
 
 use super::engine::IceImplementation;
 use super::path::PathPolicy;
+use super::servers::MAX_SERVERS;
 use crate::net::client_tls::Tls;
 use crate::net::dialer::Dialer;
 use crate::net::proxy_settings::ProxySettings;
@@ -113,7 +114,7 @@ impl fmt::Display for ServerName {
 /// ```
 #[derive(Clone, Default)]
 pub struct Config {
-    pub(super) server: Option<ServerName>,
+    pub(super) servers: Vec<ServerName>,
     pub(super) key: Option<String>,
     pub(super) policy: PathPolicy,
     pub(super) ice: IceImplementation,
@@ -144,7 +145,16 @@ impl Config {
     /// Sets the server. A listener needs one; a connector uses the one in its ticket by default.
     #[must_use]
     pub fn server(mut self, server: ServerName) -> Self {
-        self.server = Some(server);
+        self.servers = vec![server];
+        self
+    }
+
+    /// Adds a server that is used when those before do not answer. All accept the same access key. Servers after the fourth are ignored.
+    #[must_use]
+    pub fn further_server(mut self, server: ServerName) -> Self {
+        if self.servers.len() < MAX_SERVERS && !self.servers.contains(&server) {
+            self.servers.push(server);
+        }
         self
     }
 
@@ -195,7 +205,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.key.as_ref().map(|_| "..");
         f.debug_struct("Config")
-            .field("server", &self.server)
+            .field("servers", &self.servers)
             .field("key", &key)
             .field("policy", &self.policy)
             .field("ice", &self.ice)

@@ -11,8 +11,9 @@ use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
 use super::quic;
 use super::resumption::{Callee, Resumption};
+use super::servers::{self, ServerStream};
 use super::session::SessionConfig;
-use super::signaling_client::{self, Registered, RegistrationParams, ServerEvent, SignalingClient};
+use super::signaling_client::{RegistrationParams, SignalingClient};
 use super::ticket::Ticket;
 use crate::net::dialer::{self, Dialer, Duplex};
 use crate::net::time;
@@ -25,10 +26,6 @@ use tokio::time::timeout;
 const QUEUE: usize = 64;
 /// RFC 8445 section 5.3 requires 24 bits; this is the only fresh part of an offer and has 128.
 const UFRAG_BYTES: usize = 16;
-/// How long the lookup of a server's name may take that a proxy resolves too.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// The address of a server that only the proxy can resolve: the IPv4 dummy address of RFC 7600 section 4.8, to which nothing is forwarded.
-const UNKNOWN_SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// An agent: listens for connections or connects to a listener.
 #[derive(Debug, Clone, Default)]
@@ -48,22 +45,36 @@ impl Agent {
     /// # Errors
     /// [`ConnectError`] states which step failed.
     pub async fn connect(&self, ticket: &Ticket) -> Result<Connection, ConnectError> {
-        let server = self.config.server.as_ref().unwrap_or(&ticket.server);
+        let mut servers = match &self.config.servers[..] {
+            [] => ticket.servers(),
+            configured => configured.to_vec(),
+        };
         let callee = Tag::new(ticket.tag.clone()).ok_or(ConnectError::Offline)?;
         let started = time::now().mono;
-        let opened = connect_server(&self.config.dialer, server).await?;
-        let address = opened.address;
-        let error = match self.call(ticket, (server, opened), callee).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => error,
-        };
-        match gateway_fallback::reason(&error).filter(|_| self.config.policy != PathPolicy::DirectOnly) {
-            Some(reason) => {
-                let engine = self.engine_config(server, address);
-                let connected = gateway_fallback::connect(&engine, &ticket.secret, (started, reason)).await;
-                connected.map_err(|failure| gateway_fallback::add_attempt(error, &failure))
-            }
-            None => Err(error),
+        let mut failed = None;
+        loop {
+            let (index, opened) = match servers::connect_first(&self.config.dialer, &servers).await {
+                Ok(connected) => connected,
+                Err(error) => return Err(failed.unwrap_or_else(|| error.into())),
+            };
+            let (server, address) = (servers.remove(index), opened.address);
+            let error = match self.call(ticket, (&server, opened), callee.clone()).await {
+                Ok(connection) => return Ok(connection),
+                // The listener may have registered with another server.
+                Err(error @ (ConnectError::Offline | ConnectError::Registration(_)))
+                    if !servers.is_empty() =>
+                {
+                    failed = Some(error);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let reason =
+                gateway_fallback::reason(&error).filter(|_| self.config.policy != PathPolicy::DirectOnly);
+            let Some(reason) = reason else { return Err(error) };
+            let engine = self.engine_config(&server, address);
+            let connected = gateway_fallback::connect(&engine, &ticket.secret, (started, reason)).await;
+            return connected.map_err(|failure| gateway_fallback::add_attempt(error, &failure));
         }
     }
 
@@ -95,7 +106,7 @@ impl Agent {
         resources.send(EngineCommand::Relay(relay));
         let auth = CallAuth::of_connector(&ticket.secret, [&registered.tag, &callee], &config.ufrag);
         let resumption = Resumption::of_connector(Callee {
-            server: server.clone(),
+            servers: self.servers_from(ticket, server),
             dialer: self.config.dialer.clone(),
             key: self.config.key.clone(),
             secret: ticket.secret.clone(),
@@ -109,6 +120,14 @@ impl Agent {
         handshake(endpoint, (&ticket.secret, AgentRole::Connector), initial, path).await
     }
 
+    /// Returns all servers at which the listener may be, the one in use first.
+    fn servers_from(&self, ticket: &Ticket, used: &ServerName) -> Vec<ServerName> {
+        let known =
+            if self.config.servers.is_empty() { ticket.servers() } else { self.config.servers.clone() };
+        let others = known.into_iter().filter(|server| server != used);
+        std::iter::once(used.clone()).chain(others).collect()
+    }
+
     /// Returns the configuration of an ICE engine that uses the server `name` at the address `server`.
     pub(super) fn engine_config(&self, name: &ServerName, server: SocketAddr) -> EngineConfig {
         EngineConfig {
@@ -120,54 +139,6 @@ impl Agent {
             port_mapping: self.config.port_mapping,
         }
     }
-}
-
-/// A registered connection to the server.
-pub(super) struct ServerSession {
-    pub(super) client: SignalingClient,
-    pub(super) registered: Registered,
-    pub(super) address: SocketAddr,
-    /// The local address of the connection.
-    pub(super) local: Option<IpAddr>,
-}
-
-/// An open connection to a server, without a registration.
-struct ServerStream {
-    stream: Box<dyn Duplex>,
-    address: SocketAddr,
-    /// The local address of the connection.
-    local: Option<IpAddr>,
-}
-
-/// Connects to a server and registers.
-pub(super) async fn register(
-    dialer: &Dialer,
-    server: &ServerName,
-    registration: &RegistrationParams,
-    events: mpsc::Sender<ServerEvent>,
-) -> Result<ServerSession, RegistrationError> {
-    let ServerStream { stream, address, local } = connect_server(dialer, server).await?;
-    let opened = SignalingClient::open(stream, server, registration, events).await;
-    let (client, registered) =
-        opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
-    Ok(ServerSession { client, registered, address, local })
-}
-
-async fn connect_server(dialer: &Dialer, server: &ServerName) -> Result<ServerStream, RegistrationError> {
-    let dialed = signaling_client::connect(dialer, server).await;
-    let dialed = dialed.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
-    let address = match dialed.remote {
-        Some(address) => address,
-        None => look_up_behind_proxy(server).await,
-    };
-    Ok(ServerStream { stream: dialed.stream, address, local: dialed.local.map(|local| local.ip()) })
-}
-
-/// Returns the address of a server that is reached through a proxy, for its UDP ports; [`UNKNOWN_SERVER`] if its name cannot be resolved.
-async fn look_up_behind_proxy(server: &ServerName) -> SocketAddr {
-    let found = timeout(LOOKUP_TIMEOUT, dialer::resolve(&server.host, server.port)).await;
-    let first = found.ok().and_then(Result::ok).and_then(|addresses| addresses.into_iter().next());
-    first.unwrap_or((UNKNOWN_SERVER, server.port).into())
 }
 
 /// Completes the QUIC handshake over a path that carries data.

@@ -1,5 +1,8 @@
 //! A connection between two agents and its byte streams.
 
+use super::config::ServerName;
+use super::control_streams::{self, ControlEvent, ControlStreams};
+use super::engine::EngineConfig;
 use super::error::ConnectionError;
 use super::path::{PathInfo, PathKind};
 use super::quic::QuicConnection;

@@ -71,6 +71,8 @@ pub(super) struct EngineConfig {
 pub(super) enum EngineCommand {
     /// The credentials of the TURN server; `None` if it grants no relay.
     Relay(Option<RelayCredentials>),
+    /// The STUN and TURN server and its address, which may have changed. Its credentials follow.
+    Server(ServerName, SocketAddr),
     /// The STUN server's second port.
     SecondServer(SocketAddr),
     /// The role and the local ICE credentials.

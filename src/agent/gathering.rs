@@ -97,6 +97,12 @@ impl Gathering {
         }
     }
 
+    /// Takes another address of the server; [`Gathering::set_ports`] begins with it.
+    pub(super) fn set_server(&mut self, server: SocketAddr) {
+        (self.server, self.second_server) = (server, None);
+        self.probes.clear();
+    }
+
     /// Sets the sockets, the one of the default route first. Known ones keep their mappings.
     pub(super) fn set_ports(&mut self, now: Instant, bases: &[SocketAddr]) {
         self.local_ips = bases.iter().map(SocketAddr::ip).collect();

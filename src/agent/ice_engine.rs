@@ -9,6 +9,7 @@ mod relays;
 mod translation;
 
 use super::candidate::CandidatePath;
+use super::config::ServerName;
 use super::datagram_queue::DatagramQueue;
 use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials};
 use super::gathering::{Gathering, GatheringEvent};
@@ -163,6 +164,7 @@ impl IceEngine {
     fn handle_command(&mut self, now: Instant, command: EngineCommand) {
         match command {
             EngineCommand::Relay(credentials) => self.set_relay(now, credentials),
+            EngineCommand::Server(name, address) => self.set_server(now, name, address),
             EngineCommand::SecondServer(server) => self.gathering.set_second_server(now, server),
             EngineCommand::Begin(role, credentials) => self.begin(now, role, credentials),
             EngineCommand::Restart(credentials) => self.restart(now, credentials),

@@ -2,7 +2,7 @@
 
 use super::call::{self, CallRequest, CallResources};
 use super::call_auth::{CallAuth, ReplayCache};
-use super::connect::{self, Agent, ServerSession};
+use super::connect::{self, Agent};
 use super::connection::Connection;
 use super::engine::{EngineCommand, EngineConfig};
 use super::error::{ConnectError, RegistrationError};
@@ -11,6 +11,7 @@ use super::keys::AgentRole;
 use super::path::PathPolicy;
 use super::quic;
 use super::resumption::{ResumedCall, Resumption};
+use super::servers::{self, ServerSession};
 use super::session::SessionConfig;
 use super::signaling_client::{RegistrationParams, ServerEvent};
 use super::ticket::Ticket;
@@ -62,14 +63,15 @@ impl Agent {
     /// # Errors
     /// [`RegistrationError`] if no server is configured or the server does not accept the registration.
     pub async fn listen(&self) -> Result<Listener, RegistrationError> {
-        let server = self.config.server.clone().ok_or(RegistrationError::NoServer)?;
         let secret = Some(connect::random_text(TAG_SECRET_BYTES));
         let mut registration = RegistrationParams { key: self.config.key.clone(), secret, epoch: None };
-        let (events, events_rx) = mpsc::channel(QUEUE);
-        let session = connect::register(&self.config.dialer, &server, &registration, events).await?;
+        let registered = servers::register(&self.config.dialer, self.config.servers.clone(), &registration);
+        let (session, events_rx) = registered.await?;
         registration.epoch = session.registered.epoch;
-        let engine = self.engine_config(&server, session.address);
-        let ticket = Ticket::new(server, session.registered.tag.to_string(), rand::random());
+        let engine = self.engine_config(&session.name, session.address);
+        let others = self.config.servers.iter().filter(|server| **server != session.name).cloned();
+        let ticket = Ticket::new(session.name.clone(), session.registered.tag.to_string(), rand::random())
+            .with_further_servers(others);
         Ok(Listener::spawn(ticket, registration, engine, session, events_rx))
     }
 }
@@ -225,11 +227,10 @@ impl ListenerTask {
     async fn reconnect(&mut self) -> Option<mpsc::Receiver<ServerEvent>> {
         tracing::info!("lost the connection to the server; reconnecting");
         loop {
-            let (events, events_rx) = mpsc::channel(QUEUE);
             // A failed attempt may have reached the server.
             self.registration.increment_epoch();
             let attempt = tokio::select! {
-                attempt = connect::register(&self.engine.dialer, &self.ticket.server, &self.registration, events) => attempt,
+                attempt = servers::register(&self.engine.dialer, self.ticket.servers(), &self.registration) => attempt,
                 () = self.network.changed() => {
                     self.network.wait_after_change(&mut self.backoff).await;
                     continue;
@@ -237,8 +238,9 @@ impl ListenerTask {
                 () = abandoned(&self.accepted, &self.sessions) => return None,
             };
             let lost = match attempt {
-                Ok(session) if session.registered.tag.as_str() == self.ticket.tag => {
+                Ok((session, events_rx)) if session.registered.tag.as_str() == self.ticket.tag => {
                     self.registration.epoch = session.registered.epoch;
+                    self.engine.name = session.name.clone();
                     self.session = session;
                     self.prepare_spare();
                     self.registered_at = time::now().mono;
@@ -365,6 +367,7 @@ impl ListenerTask {
             pwd: auth.listener_password(),
             auth,
             ufrag,
+            server: (self.session.name.clone(), self.session.address),
             relay: connect::relay_credentials(&self.session.registered.ice_servers),
         });
         let refused = match self.sessions.get(&session).map(|session| session.try_send(call)) {

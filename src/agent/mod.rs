@@ -68,6 +68,7 @@ mod relay_client;
 mod relay_reason;
 mod relay_stream;
 mod resumption;
+mod servers;
 mod session;
 mod signaling_client;
 mod ticket;

@@ -10,15 +10,16 @@ use super::connect;
 use super::engine::RelayCredentials;
 use super::error::RegistrationError;
 use super::keys::Secret;
+use super::servers;
 use super::signaling_client::{RegistrationParams, ServerEvent, SignalingClient};
 use crate::net::dialer::Dialer;
 use crate::net::time;
 use crate::signaling::wire::Tag;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-const QUEUE: usize = 64;
 /// Waits between attempts; the last one is repeated.
 const RETRIES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
@@ -31,12 +32,15 @@ pub(super) struct ResumedCall {
     pub(super) auth: CallAuth,
     pub(super) ufrag: String,
     pub(super) pwd: String,
+    /// The server of the call, whose address may be another one than before.
+    pub(super) server: (ServerName, SocketAddr),
     pub(super) relay: Option<RelayCredentials>,
 }
 
 /// Whom a connector calls again.
 pub(super) struct Callee {
-    pub(super) server: ServerName,
+    /// The servers at which the listener may be; the one of the first call is the first.
+    pub(super) servers: Vec<ServerName>,
     pub(super) dialer: Dialer,
     pub(super) key: Option<String>,
     pub(super) secret: Secret,
@@ -124,7 +128,7 @@ impl Resumption {
             && this.due.take_if(|due| *due <= now).is_some()
         {
             this.is_needed = false;
-            this.pending = Some(tokio::spawn(this.callee.prepare()));
+            this.pending = Some(tokio::spawn(this.callee.prepare(this.attempts)));
         }
     }
 
@@ -164,14 +168,17 @@ impl Resumption {
 }
 
 impl Callee {
-    /// Registers again and prepares the offer.
-    fn prepare(&self) -> impl Future<Output = Result<ResumedCall, RegistrationError>> + Send + use<> {
-        let (server, dialer, secret) = (self.server.clone(), self.dialer.clone(), self.secret.clone());
+    /// Registers again and prepares the offer. The server's name is resolved anew. After a failure another server is the first.
+    fn prepare(
+        &self,
+        attempts: usize,
+    ) -> impl Future<Output = Result<ResumedCall, RegistrationError>> + Send + use<> {
+        let (mut servers, dialer, secret) = (self.servers.clone(), self.dialer.clone(), self.secret.clone());
+        servers.rotate_left(attempts % self.servers.len().max(1));
         let (callee, first) = (self.tag.clone(), self.ufrag.clone());
         let registration = RegistrationParams { key: self.key.clone(), secret: None, epoch: None };
         async move {
-            let (events, events_rx) = mpsc::channel(QUEUE);
-            let session = connect::register(&dialer, &server, &registration, events).await?;
+            let (session, events_rx) = servers::register(&dialer, servers, &registration).await?;
             let ufrag = connect::random_ufrag();
             let pwd = call_auth::connector_password(&secret, &ufrag);
             let tag = session.registered.tag;
@@ -183,6 +190,7 @@ impl Callee {
                 auth,
                 ufrag,
                 pwd,
+                server: (session.name, session.address),
                 relay: connect::relay_credentials(&session.registered.ice_servers),
             })
         }

@@ -86,7 +86,7 @@ pub(super) struct Tunnel {
     outlet_changed: Notify,
     ports: Mutex<Arc<[Arc<UdpPort>]>>,
     /// ChannelData comes only from here.
-    turn_server: Option<SocketAddr>,
+    turn_server: Mutex<Option<SocketAddr>>,
     incoming: Mutex<VecDeque<Bytes>>,
     reader: Mutex<Option<Waker>>,
     messages: mpsc::Sender<EngineMessage>,
@@ -149,7 +149,7 @@ impl Tunnel {
             outlet: Mutex::default(),
             outlet_changed: Notify::new(),
             ports: Mutex::new(Arc::from([])),
-            turn_server,
+            turn_server: Mutex::new(turn_server),
             incoming: Mutex::default(),
             reader: Mutex::default(),
             messages,
@@ -167,6 +167,11 @@ impl Tunnel {
         let (tunnel, _) = Self::new(None);
         tunnel.set_outlet(Some(Outlet::Queue(queue, QueueFraming::Datagrams)));
         tunnel
+    }
+
+    /// Sets the address of the TURN server.
+    pub(super) fn set_turn_server(&self, address: SocketAddr) {
+        *lock(&self.turn_server) = Some(address);
     }
 
     /// Sets the sockets that QUIC's endpoint reads.
@@ -309,10 +314,11 @@ impl Tunnel {
         count: usize,
     ) -> usize {
         let active = self.outlet().and_then(|outlet| outlet.source());
+        let turn_server = *lock(&self.turn_server);
         let mut kept = 0;
         for index in 0..count {
             let remote = SocketAddr::new(meta[index].addr.ip().to_canonical(), meta[index].addr.port());
-            let is_turn_server = self.turn_server == Some(remote);
+            let is_turn_server = turn_server == Some(remote);
             let len = self.sort_batch(
                 port.local_addr(),
                 remote,

@@ -124,7 +124,7 @@ struct Connect {
 struct AgentOptions {
     /// The server: HOST[:PORT], or https://HOST[:PORT] for TLS. Default for connect: the one in the ticket [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]")]
-    server: Option<ServerName>,
+    server: Vec<ServerName>,
     #[command(flatten)]
     key: KeySource,
     #[command(flatten)]
@@ -232,8 +232,8 @@ impl AgentOptions {
             .port_mapping(!self.no_port_mapping)
             .tls(self.tls.tls()?)
             .proxies(proxy_environment::read()?);
-        if let Some(server) = &self.server {
-            config = config.server(server.clone());
+        for server in &self.server {
+            config = config.further_server(server.clone());
         }
         if let Some(key) = self.key.key(false)? {
             config = config.key(key);

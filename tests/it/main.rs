@@ -51,6 +51,7 @@ mod reverse_proxy;
 mod routed_nats;
 mod safety;
 mod sessions;
+mod several_servers;
 mod signaling_client;
 mod signaling_ports;
 mod startup;

@@ -18,6 +18,23 @@ pub(super) struct Relays {
 }
 
 impl IceEngine {
+    /// Uses another server, or the same one at another address. A relay that carries the data stays.
+    pub(super) fn set_server(&mut self, now: Instant, name: ServerName, address: SocketAddr) {
+        let selected = self.agent.as_ref().and_then(IceAgent::selected).map(|pair| pair.local.base);
+        let is_in_use = self.is_connected && selected.is_some_and(|base| self.relay_of(base).is_some());
+        self.config.name = name;
+        if address == self.config.server || is_in_use {
+            return;
+        }
+        tracing::debug!(%address, "the server has another address");
+        self.config.server = address;
+        self.tunnel.set_turn_server(address);
+        self.relays.clients.clear();
+        self.gathering.set_server(address);
+        let bases: Vec<SocketAddr> = self.ports.iter().map(|port| port.local_addr()).collect();
+        self.gathering.set_ports(now, &bases);
+    }
+
     pub(super) fn set_relay(&mut self, now: Instant, credentials: Option<RelayCredentials>) {
         let credentials = credentials.filter(|_| self.config.policy.allows(CandidatePath::Relay));
         self.relays.is_granted = Some(credentials.is_some());
