@@ -84,7 +84,8 @@ impl RelayClient {
         if let RelayLink::Stream { local, .. } = &mut self.link {
             *local = Some(address);
         }
-        self.turn.allocate(now);
+        // What was sent on an earlier connection has no response.
+        self.turn.migrate(now);
     }
 
     /// Returns the local address of the TCP connection.

@@ -1,24 +1,57 @@
-//! TURN over TCP or TLS: one connection whose frames are written from a queue and read into the tunnel.
+//! TURN over TCP, TLS or WebSocket: one connection whose frames are written from a queue and read into the tunnel.
+//!
+//! A proxy in front of the server may pass only HTTP. Where the server answers nothing to TURN, the WebSocket of `docs/wire/turn-websocket.md` is
+//! used.
 
 use super::datagram_queue::DatagramQueue;
 use super::engine::EngineConfig;
 use super::tunnel::{EngineMessage, MessageSource, Tunnel};
-use crate::net::dialer::DialTarget;
+use crate::net::dialer::{ALPN_HTTP, DialError, DialTarget, DialedStream, Duplex};
 use crate::turn_wire::{frame_len, parse_channel_data};
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_tungstenite::client_async_with_config;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The application protocol of TURN (RFC 7443).
 const ALPN: &[u8] = b"stun.turn";
+/// The subprotocol of TURN over WebSocket.
+const SUBPROTOCOL: &str = "turn";
 /// Bytes that are not sent yet, at most: what waits in the system adds to every round trip.
 const SEND_BUFFER: usize = 256 << 10;
 /// How long the server may leave data unacknowledged: a NAT that forgot the connection answers nothing.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the server may take to answer the first request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const READ_BUFFER: usize = 64 << 10;
+/// The longest message of the server: a STUN message.
+const MAX_MESSAGE: usize = 65_552;
+
+/// What one connection works with.
+struct Relaying<'a> {
+    config: &'a EngineConfig,
+    queue: &'a DatagramQueue,
+    tunnel: &'a Tunnel,
+}
+
+/// How a connection ended.
+enum Ended {
+    /// No frame was received: this is no TURN server, or something lets only HTTP pass.
+    Unanswered(io::Error),
+    Broken(io::Error),
+}
 
 /// Connects, then forwards frames until the connection ends.
 pub(super) async fn run(
@@ -26,43 +59,114 @@ pub(super) async fn run(
     queue: Arc<DatagramQueue>,
     tunnel: Arc<Tunnel>,
 ) -> io::Result<()> {
-    let alpn: &[&[u8]] = &[ALPN];
-    let target = DialTarget {
-        host: &config.name.host,
-        port: config.name.port,
-        address: Some(config.server),
-        tls: config.name.tls.then_some(alpn),
-        send_buffer: Some(SEND_BUFFER),
-        silence_limit: Some(SILENCE_LIMIT),
-    };
-    let dialed = config.dialer.dial(target, CONNECT_TIMEOUT).await?;
-    let local = dialed.local.ok_or(io::ErrorKind::NotConnected)?.ip();
-    let (mut reader, mut writer) = tokio::io::split(dialed.stream);
-    tunnel.deliver_message(EngineMessage {
-        source: MessageSource::StreamOpened { local },
-        bytes: Bytes::new(),
-    });
-    let write = async {
-        loop {
-            let frame = queue.next().await;
-            writer.write_all(&frame).await?;
-            writer.flush().await?;
+    let relaying = Relaying { config: &config, queue: &queue, tunnel: &tunnel };
+    match relaying.run_stream().await {
+        Ended::Broken(error) => Err(error),
+        Ended::Unanswered(error) => {
+            tracing::debug!(%error, "no TURN server answers over TCP; trying WebSocket");
+            relaying.run_websocket().await
         }
-    };
-    let read = async {
-        let mut buffer = BytesMut::with_capacity(READ_BUFFER);
-        loop {
-            if reader.read_buf(&mut buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+}
+
+impl Relaying<'_> {
+    async fn dial(&self, alpn: &[&[u8]]) -> Result<(DialedStream, IpAddr), DialError> {
+        let name = &self.config.name;
+        let target = DialTarget {
+            host: &name.host,
+            port: name.port,
+            address: Some(self.config.server),
+            tls: name.tls.then_some(alpn),
+            send_buffer: Some(SEND_BUFFER),
+            silence_limit: Some(SILENCE_LIMIT),
+        };
+        let dialed = self.config.dialer.dial(target, CONNECT_TIMEOUT).await?;
+        let local = dialed.local.ok_or_else(|| DialError::Connect(io::ErrorKind::NotConnected.into()))?.ip();
+        Ok((dialed, local))
+    }
+
+    /// The allocation is requested now.
+    fn report_open(&self, local: IpAddr) {
+        let source = MessageSource::StreamOpened { local };
+        self.tunnel.deliver_message(EngineMessage { source, bytes: Bytes::new() });
+    }
+
+    /// TURN frames one after the other.
+    async fn run_stream(&self) -> Ended {
+        let (dialed, local) = match self.dial(&[ALPN]).await {
+            Ok(connected) => connected,
+            // A server of HTTP may refuse the application protocol.
+            Err(error @ DialError::Tls(_)) => return Ended::Unanswered(error.into()),
+            Err(error) => return Ended::Broken(error.into()),
+        };
+        let (mut reader, mut writer) = tokio::io::split(dialed.stream);
+        self.report_open(local);
+        let write = async {
+            loop {
+                let frame = self.queue.next().await;
+                writer.write_all(&frame).await?;
+                writer.flush().await?;
             }
-            while let Some(frame) = next_frame(&mut buffer)? {
-                deliver(&tunnel, frame).await;
+        };
+        let is_answered = AtomicBool::new(false);
+        let read = async {
+            let mut buffer = BytesMut::with_capacity(READ_BUFFER);
+            loop {
+                let wait = if is_answered.load(Ordering::Relaxed) { Duration::MAX } else { ANSWER_TIMEOUT };
+                if timeout(wait, reader.read_buf(&mut buffer)).await?? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                while let Some(frame) = next_frame(&mut buffer)? {
+                    is_answered.store(true, Ordering::Relaxed);
+                    deliver(self.tunnel, frame);
+                }
             }
+        };
+        let ended: io::Result<()> = tokio::select! {
+            result = write => result,
+            result = read => result,
+        };
+        let error = ended.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+        if is_answered.load(Ordering::Relaxed) { Ended::Broken(error) } else { Ended::Unanswered(error) }
+    }
+
+    /// One frame in each binary message.
+    async fn run_websocket(&self) -> io::Result<()> {
+        let (dialed, local) = self.dial(&[ALPN_HTTP]).await?;
+        let socket = timeout(CONNECT_TIMEOUT, self.upgrade(dialed.stream)).await?;
+        let (mut sink, mut stream) = socket.map_err(io::Error::other)?.split();
+        self.report_open(local);
+        let write = async {
+            loop {
+                let frame = self.queue.next().await;
+                sink.send(Message::Binary(frame)).await.map_err(io::Error::other)?;
+            }
+        };
+        let read = async {
+            while let Some(message) = stream.next().await {
+                if let Message::Binary(frame) = message.map_err(io::Error::other)? {
+                    deliver(self.tunnel, frame);
+                }
+            }
+            Err(io::ErrorKind::UnexpectedEof.into())
+        };
+        tokio::select! {
+            result = write => result,
+            result = read => result,
         }
-    };
-    tokio::select! {
-        result = write => result,
-        result = read => result,
+    }
+
+    async fn upgrade(
+        &self,
+        stream: Box<dyn Duplex>,
+    ) -> tungstenite::Result<tokio_tungstenite::WebSocketStream<Box<dyn Duplex>>> {
+        let scheme = if self.config.name.tls { "wss" } else { "ws" };
+        let mut request =
+            format!("{scheme}://{}/turn", self.config.name.authority()).into_client_request()?;
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+        Ok(client_async_with_config(request, stream, Some(config)).await?.0)
     }
 }
 
@@ -72,7 +176,7 @@ fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
 }
 
 /// Payload of QUIC goes to the tunnel, anything else to the ICE engine.
-async fn deliver(tunnel: &Tunnel, mut frame: Bytes) {
+fn deliver(tunnel: &Tunnel, mut frame: Bytes) {
     let payload = parse_channel_data(&frame).map(|(_, payload)| payload);
     match payload {
         Some(payload) if payload.first().is_some_and(|first| *first > 3) => {

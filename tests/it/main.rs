@@ -37,6 +37,7 @@ mod messaging;
 mod metrics;
 mod nat_kinds;
 mod nat_matrix;
+mod only_http;
 mod outages;
 mod paths;
 mod pipes;
