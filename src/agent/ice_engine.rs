@@ -339,7 +339,7 @@ impl IceEngine {
         if self.is_connected || self.relays.clients.is_empty() {
             return;
         }
-        self.relays.clients.retain(|relay| relay.is_stream() || relay.relayed().is_some());
+        self.relays.clients.retain(|relay| relay.is_stream() || !relay.relayed().is_empty());
         self.repaired_at = None;
         self.repair(now);
     }
@@ -383,7 +383,7 @@ impl IceEngine {
         }
         if self.relays.stream_at.is_some_and(|at| at <= now) {
             self.relays.stream_at = None;
-            if self.relays.clients.iter().all(|relay| relay.relayed().is_none()) {
+            if self.relays.clients.iter().all(|relay| relay.relayed().is_empty()) {
                 self.start_stream_relay(now);
             }
         }
@@ -523,7 +523,7 @@ impl IceEngine {
             None => false,
             Some(false) => true,
             Some(true) => {
-                self.relays.clients.iter().any(|relay| relay.relayed().is_some())
+                self.relays.clients.iter().any(|relay| !relay.relayed().is_empty())
                     || self.relays.patience.is_some_and(|at| at <= now)
             }
         };
@@ -551,7 +551,7 @@ impl IceEngine {
     }
 
     fn send_check(&mut self, now: Instant, local: SocketAddr, remote: SocketAddr, check: Vec<u8>) {
-        if let Some(relay) = self.relays.clients.iter_mut().find(|relay| relay.relayed() == Some(local)) {
+        if let Some(relay) = self.relays.clients.iter_mut().find(|relay| relay.relayed().contains(&local)) {
             relay.send_check(now, remote, check);
         } else if let Some(port) = self.port(local) {
             port.send_message(remote, &check);
@@ -585,7 +585,7 @@ impl IceEngine {
     fn set_outlet(&mut self, now: Instant) {
         let Some(pair) = self.agent.as_ref().and_then(IceAgent::selected) else { return };
         let (base, remote) = (pair.local.base, pair.remote.address);
-        let relay = self.relays.clients.iter_mut().find(|relay| relay.relayed() == Some(base));
+        let relay = self.relays.clients.iter_mut().find(|relay| relay.relayed().contains(&base));
         let outlet = match relay {
             Some(relay) => Some(relay.outlet(now, remote)),
             None if pair.local.transport != CandidateTransport::Udp => {
@@ -606,7 +606,7 @@ impl IceEngine {
         // A relayed address that the peer has not told yet is peer-reflexive. It usually has the address of this side's relay.
         let is_on_relay = |candidate: &Candidate| {
             let ip = candidate.address.ip();
-            let mut relayed = self.relays.clients.iter().filter_map(RelayClient::relayed);
+            let mut relayed = self.relays.clients.iter().flat_map(RelayClient::relayed);
             candidate.kind == CandidateKind::PeerReflexive && relayed.any(|relayed| relayed.ip() == ip)
         };
         let is_relayed =
@@ -614,8 +614,7 @@ impl IceEngine {
         let is_relay = is_relayed(&pair.local) || is_relayed(&pair.remote);
         let path = if is_relay { CandidatePath::Relay } else { CandidatePath::Direct };
         let (local, remote) = (pair.local.address, pair.remote.address);
-        let relay = self.relays.clients.iter().find(|relay| relay.relayed() == Some(pair.local.base));
-        let is_tcp = match relay {
+        let is_tcp = match self.relay_of(pair.local.base) {
             Some(relay) => relay.is_stream(),
             None => pair.local.transport != CandidateTransport::Udp,
         };

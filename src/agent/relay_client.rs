@@ -5,7 +5,8 @@ use super::datagram_queue::DatagramQueue;
 use super::outlet::{Outlet, QueueFraming, RelayedPeer};
 use super::udp_port::UdpPort;
 use crate::turn_client::{
-    ClientTransport, LongTermCredentials, Received, TurnClient, TurnClientConfig, TurnError, TurnEvent,
+    AddressFamilies, ClientTransport, LongTermCredentials, Received, TurnClient, TurnClientConfig, TurnError,
+    TurnEvent,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -34,7 +35,8 @@ pub(super) struct RelayClient {
     turn: TurnClient,
     link: RelayLink,
     server: SocketAddr,
-    relayed: Option<SocketAddr>,
+    /// One address of each family that the server has.
+    relayed: Vec<SocketAddr>,
     /// The last check of each peer that has no permission yet.
     held: BTreeMap<SocketAddr, Vec<u8>>,
     /// The peer that carries data.
@@ -52,6 +54,7 @@ impl RelayClient {
     ) -> Self {
         let mut config = TurnClientConfig::new(credentials);
         config.mobility = true;
+        config.families = AddressFamilies::Both;
         config.first_wait = FIRST_WAIT;
         if matches!(link, RelayLink::Stream { .. }) {
             config.transport = ClientTransport::Stream;
@@ -60,11 +63,25 @@ impl RelayClient {
         if matches!(link, RelayLink::Udp(_)) {
             turn.allocate(now);
         }
-        Self { turn, link, server, relayed: None, held: BTreeMap::new(), active: None, is_released: false }
+        Self {
+            turn,
+            link,
+            server,
+            relayed: Vec::new(),
+            held: BTreeMap::new(),
+            active: None,
+            is_released: false,
+        }
     }
 
-    pub(super) fn relayed(&self) -> Option<SocketAddr> {
-        self.relayed
+    /// Returns the relayed addresses.
+    pub(super) fn relayed(&self) -> &[SocketAddr] {
+        &self.relayed
+    }
+
+    /// Returns the relayed address that a peer sends to.
+    pub(super) fn relayed_for(&self, peer: SocketAddr) -> Option<SocketAddr> {
+        self.relayed.iter().copied().find(|relayed| relayed.is_ipv4() == peer.is_ipv4())
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -134,8 +151,8 @@ impl RelayClient {
 
     /// A relay refuses private addresses; its own is one of the other side's relayed address.
     fn may_reach(&self, peer: IpAddr) -> bool {
-        let own = self.relayed.map(|relayed| relayed.ip());
-        own.is_some_and(|own| own == peer || (candidate::is_global(peer) && own.is_ipv4() == peer.is_ipv4()))
+        let of_family = self.relayed.iter().map(SocketAddr::ip).find(|own| own.is_ipv4() == peer.is_ipv4());
+        of_family.is_some_and(|own| own == peer || candidate::is_global(peer))
     }
 
     /// Returns the path to a peer, and binds a channel for it.
@@ -183,10 +200,12 @@ impl RelayClient {
     fn handle_events(&mut self, now: Instant) -> Result<(), TurnError> {
         while let Some(event) = self.turn.poll_event() {
             match event {
-                TurnEvent::Allocated { relayed, .. } => {
-                    self.relayed = Some(relayed);
-                    // The other side's relay is usually this server's: its address is permitted ahead.
-                    let _ = self.turn.create_permission(now, relayed.ip());
+                TurnEvent::Allocated { .. } => {
+                    self.relayed = self.turn.relayed_addresses().to_vec();
+                    // The other side's relay is usually this server's: its addresses are permitted ahead.
+                    for relayed in &self.relayed {
+                        let _ = self.turn.create_permission(now, relayed.ip());
+                    }
                 }
                 TurnEvent::PermissionInstalled(ip) => self.send_held(ip),
                 TurnEvent::ChannelBound(peer) => {
@@ -197,7 +216,7 @@ impl RelayClient {
                     }
                 }
                 TurnEvent::Failed(error) => {
-                    self.relayed = None;
+                    self.relayed.clear();
                     return Err(error);
                 }
                 TurnEvent::Released => self.is_released = true,

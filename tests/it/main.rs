@@ -48,6 +48,7 @@ mod public_api;
 mod punching;
 mod raw_turn;
 mod recording_proxy;
+mod relay_families;
 mod reverse_proxy;
 mod routed_nats;
 mod safety;

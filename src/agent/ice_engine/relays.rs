@@ -92,7 +92,7 @@ impl IceEngine {
         let payload = message.bytes.slice(payload);
         if payload.first().is_some_and(|first| *first > 3) {
             self.tunnel.deliver(payload);
-        } else if let (Some(relayed), Some(agent)) = (relay.relayed(), &mut self.agent) {
+        } else if let (Some(relayed), Some(agent)) = (relay.relayed_for(peer), &mut self.agent) {
             agent.handle_message(now, relayed, peer, &payload);
         }
     }
@@ -100,12 +100,11 @@ impl IceEngine {
     /// The relay by TCP is needed only while no other one works.
     pub(super) fn release_idle_stream(&mut self, now: Instant) {
         let Some(used) = self.relays.stream_used_at else { return };
-        let stream =
-            self.relays.clients.iter().find(|relay| relay.is_stream()).and_then(RelayClient::relayed);
         let has_other =
-            self.relays.clients.iter().any(|relay| !relay.is_stream() && relay.relayed().is_some());
+            self.relays.clients.iter().any(|relay| !relay.is_stream() && !relay.relayed().is_empty());
         let selected = self.agent.as_ref().and_then(IceAgent::selected).map(|pair| pair.local.base);
-        if !has_other || !self.is_connected || (stream.is_some() && stream == selected) {
+        let of_stream = selected.and_then(|base| self.relay_of(base)).is_some_and(RelayClient::is_stream);
+        if !has_other || !self.is_connected || of_stream {
             self.relays.stream_used_at = Some(now);
         } else if used + STREAM_IDLE <= now {
             self.relays.stream_used_at = None;
@@ -126,12 +125,13 @@ impl IceEngine {
                 index += 1;
             }
         }
-        let relayed: Vec<(SocketAddr, bool)> = self
-            .relays
-            .clients
-            .iter()
-            .filter_map(|relay| Some((relay.relayed()?, relay.is_stream())))
-            .collect();
+        let with_kind = |relay: &RelayClient| {
+            let is_stream = relay.is_stream();
+            relay.relayed().iter().map(move |address| (*address, is_stream)).collect::<Vec<_>>()
+        };
+        let mut relayed: Vec<(SocketAddr, bool)> = self.relays.clients.iter().flat_map(with_kind).collect();
+        // The family by which the server is reached is the one that works.
+        relayed.sort_by_key(|(address, _)| address.is_ipv4() != self.config.server.is_ipv4());
         let known: Vec<SocketAddr> = self
             .candidates
             .iter()
@@ -144,13 +144,20 @@ impl IceEngine {
         for (address, is_stream) in relayed.into_iter().filter(|(address, _)| !known.contains(address)) {
             self.relays.failures = 0;
             self.map_through_nat64(now, address);
+            let is_other_family = address.is_ipv4() != self.config.server.is_ipv4();
+            let preference = u16::MAX - if is_other_family { PREFERENCE_STEP } else { 0 };
             let candidate = match is_stream {
-                true => Candidate::relayed_by_stream(address, u16::MAX),
-                false => Candidate::relayed(address, u16::MAX),
+                true => Candidate::relayed_by_stream(address, preference),
+                false => Candidate::relayed(address, preference),
             };
             self.add_candidate(now, candidate);
             self.conclude_gathering(now);
         }
+    }
+
+    /// Returns the relay with this relayed address.
+    pub(super) fn relay_of(&self, relayed: SocketAddr) -> Option<&RelayClient> {
+        self.relays.clients.iter().find(|relay| relay.relayed().contains(&relayed))
     }
 
     /// Releases the relayed addresses.
