@@ -24,16 +24,18 @@ use super::relay_stream;
 use super::tunnel::{EngineMessage, MessageSource, Tunnel};
 use super::udp_port::UdpPort;
 use crate::ice::{
-    Candidate, CandidateKind, CandidateTransport, IceAgent, IceConfig, IceCredentials, IceEvent, IceRole,
-    IceState,
+    Candidate, CandidateError, CandidateKind, CandidateTransport, IceAgent, IceConfig, IceCredentials,
+    IceEvent, IceRole, IceState,
 };
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::turn_client::LongTermCredentials;
+use names::Names;
 use relays::Relays;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use translation::Translation;
 
@@ -101,6 +103,7 @@ impl IceEngine {
             ports: Vec::new(),
             gathering: Gathering::new(now, server, rand::random()),
             network: NetworkChanges::start(),
+            names: Names::default(),
             relays: Relays::default(),
             translation: Translation::default(),
             candidates: Vec::new(),
@@ -186,6 +189,7 @@ impl IceEngine {
     fn add_remote_candidate(&mut self, now: Instant, text: &str) {
         let candidate: Candidate = match text.parse() {
             Ok(candidate) => candidate,
+            Err(CandidateError::HostName) => return self.names.resolve(text),
             Err(error) => return tracing::debug!(%error, "an unusable remote candidate"),
         };
         let translated = self.translate(&candidate);
@@ -212,6 +216,7 @@ impl IceEngine {
         if let Some(agent) = &mut self.agent {
             agent.restart_with(now, credentials);
         }
+        self.names = Names::default();
         for candidate in self.candidates.iter().filter(|candidate| !self.is_hidden(candidate)) {
             self.queues.send(EngineEvent::Candidate(candidate.to_string()));
         }

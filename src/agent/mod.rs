@@ -55,6 +55,7 @@ mod ice_engine;
 mod initial_keys;
 mod keys;
 mod listener;
+mod mdns;
 mod nat;
 mod nat64;
 mod outlet;

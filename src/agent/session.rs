@@ -6,11 +6,13 @@
 use super::candidate::{self, CandidatePath};
 use super::error::PathAttempts;
 use super::keys::AgentRole;
+use super::mdns;
 use super::path::PathPolicy;
 use super::relay_reason::{self, Observations, RelayReason};
-use crate::ice::{Candidate, CandidateKind};
+use crate::ice::{Candidate, CandidateError, CandidateKind};
 use crate::signaling::wire::{IceDescription, NatType};
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 /// Time limit for the other side's answer; the server gives up after 7.5 s (S0-A17).
@@ -31,6 +33,8 @@ const GATHER_TIME: Duration = Duration::from_millis(10);
 const MAX_PER_MESSAGE: usize = 32;
 /// Maximum number of remote candidates that are used.
 pub(super) const MAX_REMOTE: usize = 48;
+/// Stands for the address of a candidate that has a name.
+const LINK: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 0, 1));
 /// Maximum number of local candidates that are sent.
 const MAX_LOCAL: usize = 48;
 
@@ -213,7 +217,7 @@ impl Session {
     pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<NatType>) {
         self.observed.their_nat = nat.or(self.observed.their_nat);
         for text in cands {
-            let Ok(candidate) = text.parse::<Candidate>() else { continue };
+            let Ok(candidate) = parse(text) else { continue };
             if self.remote_count >= MAX_REMOTE {
                 break;
             }
@@ -439,6 +443,14 @@ impl Session {
             (self.deadline, self.direct_trial_end, self.flush_at) = (None, None, None);
             self.outputs.push_back(SessionOutput::Failed(failure));
         }
+    }
+}
+
+/// Parses a remote candidate. One with a name in place of its address is of use on its link only.
+fn parse(text: &str) -> Result<Candidate, CandidateError> {
+    match mdns::name_of(text) {
+        Some(_) => mdns::with_address(text, LINK).parse(),
+        None => text.parse(),
     }
 }
 

@@ -51,6 +51,32 @@ fn checking(config: SessionConfig, now: Instant) -> Session {
 }
 
 #[test]
+fn a_candidate_with_a_name_of_its_link_is_used_where_hosts_may_be_reached() {
+    let named = "candidate:1 1 udp 2130706431 1f4712db-ea17-4bcf-a596-105139dfd8bf.local 4000 typ host";
+    let other = "candidate:1 1 udp 2130706431 printer.local 4000 typ host";
+    let now = start();
+    for (policy, expected) in [(PathPolicy::All, 1), (PathPolicy::RelayOnly, 0)] {
+        let mut session = checking(SessionConfig { policy, ..config(AgentRole::Connector) }, now);
+        session.handle_trickle(&[named.to_owned(), other.to_owned()], false, None);
+        let outputs = drain(&mut session);
+        let named = outputs.iter().filter(|output| **output == SessionOutput::Candidate(named.to_owned()));
+        assert_eq!((named.count(), outputs.len()), (expected, expected), "{policy:?}");
+    }
+}
+
+#[test]
+fn candidates_go_over_the_connection_where_the_other_side_reads_them_there() {
+    let now = start();
+    for (opts, expected) in [(vec![CONTROL_STREAMS.to_owned()], true), (vec![TRICKLE.to_owned()], false)] {
+        let mut session = Session::new(config(AgentRole::Connector));
+        session.dial(now);
+        assert!(!session.has_control_streams(), "not before its description");
+        session.handle_offer(now, IceDescription { opts, ..offer(&[]) });
+        assert_eq!(session.has_control_streams(), expected);
+    }
+}
+
+#[test]
 fn a_call_has_the_candidates_so_far_and_trickles_the_rest() {
     let now = start();
     let mut session = Session::new(config(AgentRole::Connector));
