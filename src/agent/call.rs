@@ -2,7 +2,8 @@
 
 use super::call_auth::{CallAuth, InitialKey};
 use super::candidate::CandidatePath;
-use super::connection::PathHandle;
+use super::connection::{PathHandle, ServerProbe};
+use super::control_streams::{self, ControlEvent};
 use super::engine::{ActivePath, Engine, EngineCommand, EngineConfig, EngineEvent};
 use super::error::{ConnectError, Refusal, RegistrationError};
 use super::path::{PathInfo, PathKind};
@@ -14,7 +15,7 @@ use super::signaling_client::{ServerEvent, SignalingClient, SignalingError};
 use super::tunnel::Tunnel;
 use crate::ice::IceCredentials;
 use crate::net::time;
-use crate::signaling::wire::{self, IceDescription, Request, RequestBody, ResponseBody, Tag, Token};
+use crate::signaling::wire::{self, IceDescription, NatType, Request, RequestBody, ResponseBody, Tag, Token};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,7 +104,8 @@ pub(super) async fn negotiate(
     let (path, path_rx) = watch::channel(None);
     let (stop, stop_rx) = mpsc::channel(1);
     let (signaling_lost, signaling_lost_rx) = watch::channel(false);
-    let server = resources.server;
+    let (control, control_rx) = mpsc::channel(CONTROL_QUEUE);
+    let (server, probe) = (resources.server, resources.probe.clone());
     let local = IceCredentials::new(&config.ufrag, &config.pwd);
     let local = local.map_err(|error| ConnectError::Setup(error.into()))?;
     resources.send(EngineCommand::Begin(config.role, local));
@@ -126,9 +128,11 @@ pub(super) async fn negotiate(
         signaling_lost,
         lost_since: None,
         publish_at: None,
+        control: control_rx,
+        quic: None,
     };
     let task = tokio::spawn(task.run(request, stop_rx));
-    let handle = PathHandle::new(path_rx, signaling_lost_rx, stop, task);
+    let handle = PathHandle::new(path_rx, signaling_lost_rx, probe, stop, task).with_control(control);
     // A task that ended without a word has lost the server.
     let result = is_ready.await.unwrap_or_else(|_| Err(signaling_lost_error(server)));
     match result {
@@ -191,6 +195,9 @@ struct CallTask {
     lost_since: Option<Instant>,
     /// When a change from the direct path to the relay is published.
     publish_at: Option<Instant>,
+    control: mpsc::Receiver<ControlEvent>,
+    /// Carries candidates once it is open: the call's token at the server expires.
+    quic: Option<quinn::Connection>,
 }
 
 impl CallTask {
@@ -207,6 +214,10 @@ impl CallTask {
                 resumed = self.resumption.next() => if let Some(resumed) = resumed {
                     self.handle_resumption(resumed);
                 },
+                Some(event) = self.control.recv() => match event {
+                    ControlEvent::Opened(quic) => self.quic = Some(quic),
+                    ControlEvent::Candidates(candidates) => self.session.handle_trickle(&candidates, false, None),
+                },
                 Some(event) = self.resources.events.recv() => self.handle_engine_event(time::now().mono, event),
                 response = response(&mut self.pending_call) => {
                     self.pending_call = None;
@@ -215,6 +226,8 @@ impl CallTask {
                 () = sleep_until(due.into()) => self.handle_timeout(time::now().mono),
             }
         };
+        // The connection ends with its last handle.
+        self.quic = None;
         self.close(reason).await;
     }
 
@@ -238,11 +251,7 @@ impl CallTask {
     async fn apply_session_output(&mut self, output: SessionOutput) {
         match output {
             SessionOutput::Call(ice) | SessionOutput::Accept(ice) => self.send_description(ice).await,
-            SessionOutput::Trickle { cands, done, nat } => {
-                if let Some(token) = self.token.clone() {
-                    self.signaling.notify(RequestBody::Trickle { token, cands, done, nat }).await;
-                }
-            }
+            SessionOutput::Trickle { cands, done, nat } => self.send_candidates(cands, done, nat).await,
             SessionOutput::Start { ufrag, pwd } => match IceCredentials::new(&ufrag, &pwd) {
                 Ok(credentials) => self.resources.send(EngineCommand::Start(credentials)),
                 Err(error) => self.fail(ConnectError::Handshake(error.into())),
@@ -254,6 +263,17 @@ impl CallTask {
                 self.publish_path();
             }
             SessionOutput::Failed(failure) => self.fail(failure.into()),
+        }
+    }
+
+    async fn send_candidates(&mut self, mut cands: Vec<String>, done: bool, nat: Option<NatType>) {
+        if let Some(quic) =
+            self.quic.clone().filter(|_| !cands.is_empty() && self.session.has_control_streams())
+        {
+            tokio::spawn(control_streams::send_candidates(quic, std::mem::take(&mut cands)));
+        }
+        if let Some(token) = self.token.clone().filter(|_| !cands.is_empty() || done || nat.is_some()) {
+            self.signaling.notify(RequestBody::Trickle { token, cands, done, nat }).await;
         }
     }
 

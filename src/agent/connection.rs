@@ -19,8 +19,6 @@ use tokio::time::timeout;
 
 /// The first byte of every stream: the version of the stream's format. The other side learns of a stream only when data arrives.
 const STREAM_VERSION: [u8; 1] = [1];
-/// Sent on a stream of its own when everything received has been used.
-const DONE_MESSAGE: &[u8] = b"done";
 /// Application error code of a regular end (RFC 9000 section 20.2).
 const DONE: u32 = 0;
 /// Application error code of any other end.
@@ -44,6 +42,7 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Connection {
     inner: quinn::Connection,
     endpoint: quinn::Endpoint,
+    control: ControlStreams,
     path: PathHandle,
 }
 
@@ -85,6 +84,8 @@ pub(super) struct PathHandle {
     signaling_lost: watch::Receiver<bool>,
     stop: mpsc::Sender<String>,
     task: JoinHandle<()>,
+    /// For the candidates that the other side finds later.
+    control: Option<mpsc::Sender<ControlEvent>>,
 }
 
 impl PathHandle {
@@ -94,7 +95,12 @@ impl PathHandle {
         stop: mpsc::Sender<String>,
         task: JoinHandle<()>,
     ) -> Self {
-        Self { current, signaling_lost, stop, task }
+        Self { current, signaling_lost, probe, stop, task, control: None }
+    }
+
+    /// Has the call learn of the connection and of the other side's candidates.
+    pub(super) fn with_control(self, control: mpsc::Sender<ControlEvent>) -> Self {
+        Self { control: Some(control), ..self }
     }
 
     /// Returns the server that relays the connection if it is gone or was restarted, so that its allocations are lost.
@@ -114,7 +120,8 @@ impl PathHandle {
 
 impl Connection {
     pub(super) fn new(quic: QuicConnection, path: PathHandle) -> Self {
-        Self { inner: quic.connection, endpoint: quic.endpoint, path }
+        let control = ControlStreams::start(quic.connection.clone(), path.control.clone());
+        Self { inner: quic.connection, endpoint: quic.endpoint, control, path }
     }
 
     /// Opens a stream.
@@ -199,19 +206,10 @@ impl Connection {
     }
 
     async fn exchange_done(&self) -> Result<(), quinn::ConnectionError> {
-        let ended = || async { self.inner.closed().await };
-        let mut stream = self.inner.open_uni().await?;
-        if stream.write_all(DONE_MESSAGE).await.is_err() || stream.finish().is_err() {
-            return Err(ended().await);
+        let stream = control_streams::send_done(&self.inner).await?;
+        if !self.control.done().await {
+            return Err(self.inner.closed().await);
         }
-        let receive = async {
-            let mut stream = self.inner.accept_uni().await?;
-            match stream.read_to_end(DONE_MESSAGE.len()).await {
-                Ok(_) => Ok(()),
-                Err(_) => Err(ended().await),
-            }
-        };
-        receive.await?;
         // The other side has used everything. It may have left before its acknowledgement arrived.
         let _ = timeout(LAST_ACK_TIMEOUT, stream.stopped()).await;
         Ok(())

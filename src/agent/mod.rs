@@ -45,6 +45,7 @@ mod candidate;
 mod config;
 mod connect;
 mod connection;
+mod control_streams;
 mod datagram_queue;
 mod engine;
 mod error;

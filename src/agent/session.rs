@@ -23,6 +23,8 @@ pub(super) const PATH_TIMEOUT: Duration = Duration::from_secs(15);
 const TRICKLE: &str = "trickle";
 /// The sender uses no relay.
 const DIRECT_ONLY: &str = "direct-only";
+/// The sender reads candidates from the QUIC connection too.
+const CONTROL_STREAMS: &str = "control-streams";
 /// The reason given to the other side (t = 55) after [`PATH_TIMEOUT`].
 pub(super) const NO_PATH: &str = "no path";
 /// Time until a relay path is explained by what is known of the NATs; the direct checks continue.
@@ -135,6 +137,8 @@ pub(super) struct Session {
     remote_relay: bool,
     /// The other side uses no relay.
     remote_direct_only: bool,
+    /// The other side reads candidates from the QUIC connection too.
+    remote_control_streams: bool,
     /// Candidates that arrived before the remote credentials.
     early: Vec<String>,
     started: bool,
@@ -163,6 +167,7 @@ impl Session {
             remote_count: 0,
             remote_relay: false,
             remote_direct_only: false,
+            remote_control_streams: false,
             early: Vec::new(),
             started: false,
             path: None,
@@ -204,6 +209,7 @@ impl Session {
         self.deadline = Some(now + PATH_TIMEOUT);
         self.direct_trial_end = Some(now + DIRECT_TRIAL_TIME);
         self.search_end = Some(now + PATH_TIMEOUT);
+        self.remote_control_streams = ice.opts.iter().any(|option| option == CONTROL_STREAMS);
         self.remote_direct_only = ice.opts.iter().any(|option| option == DIRECT_ONLY);
         self.outputs.push_back(SessionOutput::Start { ufrag, pwd });
         for candidate in std::mem::take(&mut self.early) {
@@ -263,6 +269,11 @@ impl Session {
                 is_relayed || (self.config.own_relay && candidate::is_global(candidate.address.ip()))
             }
         }
+    }
+
+    /// Returns whether the other side reads candidates of this call from the QUIC connection.
+    pub(super) fn has_control_streams(&self) -> bool {
+        self.started && self.remote_control_streams
     }
 
     /// Handles a local candidate, as RFC 8839 formats it.
@@ -382,7 +393,7 @@ impl Session {
     /// ICE options ([RFC 8839 section 5.6](https://www.rfc-editor.org/rfc/rfc8839#section-5.6)) and what the other side must know besides.
     fn options(&self) -> Vec<String> {
         let direct_only = (self.config.policy == PathPolicy::DirectOnly).then_some(DIRECT_ONLY);
-        [TRICKLE].into_iter().chain(direct_only).map(str::to_owned).collect()
+        [TRICKLE, CONTROL_STREAMS].into_iter().chain(direct_only).map(str::to_owned).collect()
     }
 
     fn take_unsent(&mut self) -> Vec<String> {
