@@ -35,6 +35,8 @@ const RESUME_DELAY: Duration = Duration::from_millis(1000);
 const DOWNGRADE_DELAY: Duration = Duration::from_secs(5);
 /// Application error code of a connection whose path is lost for good.
 const LOST: u32 = 3;
+/// Capacity of the queue of what is learned of the connection.
+const CONTROL_QUEUE: usize = 8;
 /// Deadline of a timer that is not needed.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -54,17 +56,18 @@ pub(super) struct CallResources {
     engine: Engine,
     events: mpsc::Receiver<EngineEvent>,
     server: SocketAddr,
+    probe: ServerProbe,
     started: Instant,
 }
 
 impl CallResources {
     /// Opens the sockets and starts to gather.
     pub(super) fn start(config: EngineConfig) -> Result<Self, ConnectError> {
-        let server = config.server;
+        let (server, probe) = (config.server, ServerProbe::new(&config));
         let (tunnel, messages) = Tunnel::new(Some(server));
         let endpoint = quic::endpoint(Arc::clone(&tunnel))?;
         let (engine, events) = Engine::start(config, tunnel, messages);
-        Ok(Self { endpoint, engine, events, server, started: time::now().mono })
+        Ok(Self { endpoint, engine, events, server, probe, started: time::now().mono })
     }
 
     /// Sets when the call began, for resources that existed before.
@@ -440,7 +443,7 @@ impl CallTask {
 
     /// Begins a call that resumes the session: ICE is restarted, then the description is sent with all candidates.
     fn handle_resumption(&mut self, resumed: ResumedCall) {
-        let ResumedCall { signaling, events, request, auth, ufrag, pwd, relay } = resumed;
+        let ResumedCall { signaling, events, request, auth, ufrag, pwd, server, relay } = resumed;
         let Ok(local) = IceCredentials::new(&ufrag, &pwd) else { return };
         self.signaling_lost.send_replace(false);
         (self.signaling, self.events, self.auth) = (signaling, events, auth);

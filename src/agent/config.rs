@@ -112,7 +112,7 @@ impl fmt::Display for ServerName {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Config {
     pub(super) servers: Vec<ServerName>,
     pub(super) key: Option<String>,

@@ -15,13 +15,10 @@ use super::servers::{self, ServerStream};
 use super::session::SessionConfig;
 use super::signaling_client::{RegistrationParams, SignalingClient};
 use super::ticket::Ticket;
-use crate::net::dialer::{self, Dialer, Duplex};
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 const QUEUE: usize = 64;
 /// RFC 8445 section 5.3 requires 24 bits; this is the only fresh part of an offer and has 128.

@@ -6,13 +6,13 @@ use super::engine::EngineConfig;
 use super::error::ConnectionError;
 use super::path::{PathInfo, PathKind};
 use super::quic::QuicConnection;
+use crate::net::dialer::{DialTarget, Dialer};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -76,12 +76,41 @@ impl PathChanges {
     }
 }
 
+/// How it is tested whether the server is there: by TCP, through the proxy where there is one.
+#[derive(Debug, Clone)]
+pub(super) struct ServerProbe {
+    name: ServerName,
+    dialer: Dialer,
+}
+
+impl ServerProbe {
+    pub(super) fn new(config: &EngineConfig) -> Self {
+        Self { name: config.name.clone(), dialer: config.dialer.clone() }
+    }
+
+    /// Returns whether the server accepts a connection at this address.
+    async fn is_up(&self, address: SocketAddr) -> bool {
+        let target = DialTarget {
+            host: &self.name.host,
+            port: self.name.port,
+            address: Some(address),
+            tls: None,
+            send_buffer: None,
+            silence_limit: None,
+        };
+        timeout(SERVER_TIMEOUT, self.dialer.dial(target, SERVER_TIMEOUT))
+            .await
+            .is_ok_and(|dialed| dialed.is_ok())
+    }
+}
+
 /// The task that keeps the path of a connection, and what it publishes. Dropping the handle ends the task.
 #[derive(Debug)]
 pub(super) struct PathHandle {
     current: watch::Receiver<Option<PathInfo>>,
     /// The signalling connection has been lost since the call started.
     signaling_lost: watch::Receiver<bool>,
+    probe: ServerProbe,
     stop: mpsc::Sender<String>,
     task: JoinHandle<()>,
     /// For the candidates that the other side finds later.
@@ -92,6 +121,7 @@ impl PathHandle {
     pub(super) fn new(
         current: watch::Receiver<Option<PathInfo>>,
         signaling_lost: watch::Receiver<bool>,
+        probe: ServerProbe,
         stop: mpsc::Sender<String>,
         task: JoinHandle<()>,
     ) -> Self {
@@ -106,9 +136,8 @@ impl PathHandle {
     /// Returns the server that relays the connection if it is gone or was restarted, so that its allocations are lost.
     async fn lost_server(&self) -> Option<SocketAddr> {
         let path = self.current.borrow().clone().filter(|path| path.kind != PathKind::Direct)?;
-        let is_up =
-            || async { matches!(timeout(SERVER_TIMEOUT, TcpStream::connect(path.remote)).await, Ok(Ok(_))) };
-        (*self.signaling_lost.borrow() || !is_up().await).then_some(path.remote)
+        let is_lost = *self.signaling_lost.borrow();
+        (is_lost || !self.probe.is_up(path.remote).await).then_some(path.remote)
     }
 
     /// Ends the call for this reason: informs the other side, closes the ICE agents and deallocates the relayed address.
@@ -317,5 +346,33 @@ impl AsyncRead for RecvStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         AsyncRead::poll_read(Pin::new(&mut self.0), context, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::proxy_settings::ProxySettings;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_server_behind_a_proxy_is_tested_through_it() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let name = ServerName { host: "name.invalid".to_owned(), port: 9, tls: false };
+        let direct = ServerProbe { name: name.clone(), dialer: Dialer::default() };
+        assert!(!direct.is_up(closed).await);
+        let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxies = ProxySettings::new(&format!("http://{}", proxy.local_addr().unwrap()), "").unwrap();
+        let through = ServerProbe { name, dialer: Dialer { proxies, ..Dialer::default() } };
+        let answer = async {
+            let (mut stream, _) = proxy.accept().await.unwrap();
+            let mut request = [0; 8];
+            stream.read_exact(&mut request).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            stream
+        };
+        let (is_up, _stream) = tokio::join!(through.is_up(closed), answer);
+        assert!(is_up);
     }
 }

@@ -6,7 +6,7 @@
 
 use super::call_auth::InitialKey;
 use super::connect;
-use super::connection::{Connection, PathHandle};
+use super::connection::{Connection, PathHandle, ServerProbe};
 use super::datagram_queue::DatagramQueue;
 use super::engine::EngineConfig;
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
@@ -71,7 +71,8 @@ pub(super) async fn connect(
     let (endpoint, local) = connected.map_err(timed_out)??;
     let dialled = endpoint.dial(secret.gateway_id()).await;
     let connection = dialled.map_err(|error| ConnectError::Refused(Refusal::Stated(error.to_string())))?;
-    let ends = PathEnds { local, remote: config.server, started, reason };
+    let probe = ServerProbe::new(config);
+    let ends = PathEnds { local, remote: config.server, probe, started, reason };
     handshake(connection, Some(endpoint), (secret, AgentRole::Connector), ends).await
 }
 
@@ -167,7 +168,8 @@ impl GatewayListener {
         accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     ) {
         let (started, reason) = (time::now().mono, "the other side has no other path");
-        let ends = PathEnds { local, remote: self.config.server, started, reason };
+        let probe = ServerProbe::new(&self.config);
+        let ends = PathEnds { local, remote: self.config.server, probe, started, reason };
         match handshake(connection, None, (&self.secret, AgentRole::Listener), ends).await {
             Ok(connection) => drop(accepted.send(Ok(connection)).await),
             // Anybody can dial: a failed handshake is not reported as a failed call.
@@ -180,6 +182,7 @@ impl GatewayListener {
 struct PathEnds {
     local: SocketAddr,
     remote: SocketAddr,
+    probe: ServerProbe,
     started: Instant,
     reason: &'static str,
 }
@@ -204,7 +207,7 @@ async fn handshake(
             endpoint.close().await;
         }
     });
-    let handle = PathHandle::new(path_rx, signaling_lost, stop, task);
+    let handle = PathHandle::new(path_rx, signaling_lost, ends.probe, stop, task);
     let connection =
         connect::handshake(quic, (secret, role), InitialKey::without_call(secret), handle).await?;
     path.send_replace(Some(PathInfo {

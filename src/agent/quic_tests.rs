@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::candidate::CandidatePath;
 use crate::agent::config::ServerName;
-use crate::agent::connection::{Connection, PathHandle};
+use crate::agent::connection::{Connection, PathHandle, ServerProbe};
 use crate::agent::datagram_queue::DatagramQueue;
 use crate::agent::engine::{
     Engine, EngineCommand, EngineConfig, EngineEvent, IceImplementation, RelayCredentials,
@@ -64,9 +64,7 @@ fn side(
 ) -> QuicSide {
     let (tunnel, messages) = Tunnel::new(Some(server));
     let endpoint = endpoint(Arc::clone(&tunnel)).unwrap();
-    let name = ServerName { host: server.ip().to_string(), port: server.port(), tls: false };
-    let config = EngineConfig { implementation, policy, server, name, dialer: Dialer::default() };
-    let (engine, events) = Engine::start(config, tunnel, messages);
+    let (engine, events) = Engine::start(config(implementation, policy, server), tunnel, messages);
     let relay = RelayCredentials { username: "user".into(), password: "password".into() };
     engine.send(EngineCommand::Relay(Some(relay)));
     engine.send(EngineCommand::Begin(role, credentials(role)));

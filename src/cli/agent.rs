@@ -122,7 +122,7 @@ struct Connect {
 
 #[derive(Debug, Args)]
 struct AgentOptions {
-    /// The server: HOST[:PORT], or https://HOST[:PORT] for TLS. Default for connect: the one in the ticket [default port: 3478]
+    /// The server: HOST[:PORT], or https://HOST[:PORT] for TLS. Default for connect: those in the ticket. Given again: used when those before do not answer, at most four [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Vec<ServerName>,
     #[command(flatten)]
@@ -270,7 +270,7 @@ impl Connect {
         }
         let config = self.common.config()?;
         let ticket = self.ticket(report)?;
-        let name = self.common.server.as_ref().unwrap_or(ticket.server());
+        let name = self.common.server.first().unwrap_or(ticket.server());
         proxy_environment::report(report, &name.host, name.port);
         let server = name.to_string();
         let agent = Agent::new(config);
@@ -286,7 +286,7 @@ impl Connect {
 
 impl Listen {
     async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
-        let name = self.common.server.as_ref().ok_or(UsageError::NoServer)?;
+        let name = self.common.server.first().ok_or(UsageError::NoServer)?;
         let (server, agent) = (name.to_string(), Agent::new(self.common.config()?));
         proxy_environment::report(report, &name.host, name.port);
         let mut listener = tokio::select! {
