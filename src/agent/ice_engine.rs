@@ -466,6 +466,9 @@ impl IceEngine {
             return;
         }
         self.repaired_at = Some(now);
+        if let Some((name, address)) = self.relays.next_server.take() {
+            self.set_server(now, name, address);
+        }
         self.gathering.refresh(now);
         self.mapper.renew();
         for relay in &mut self.relays.clients {

@@ -1,5 +1,6 @@
 //! The first of two servers is dead: a listener and a connector use the second one.
 
+use std::io::{BufRead, BufReader, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -83,4 +84,44 @@ fn a_ticket_outlives_its_first_server() {
         is_connected
     });
     listener.expect("direct path", UP, |line| event(line, "path").filter(|path| path["kind"] == "direct"));
+}
+
+/// Both sides register at the second server, which has the same key, and relay there.
+#[test]
+fn a_relayed_session_goes_on_at_the_second_server_when_the_first_dies() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let server_hosts = [10, 11].map(|octet| net.public(octet));
+    let mut servers = server_hosts.each_ref().map(TestServer::on);
+    for file in ["secret", "key"] {
+        std::fs::copy(servers[0].state().join(file), servers[1].state().join(file)).unwrap();
+    }
+    servers[1].restart_on(&server_hosts[1]);
+    let key = servers[0].key();
+    let nats = [21, 22].map(|octet| net.nat(NatKind::Symmetric, octet));
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let addresses = servers.each_ref().map(|server| server.address.to_string());
+    let arguments = ["listen", "--server", &addresses[0], "--server", &addresses[1]];
+    let mut listener = agent("listener", &hosts[0], &arguments, Some(&key));
+    let (_to_connector, from_listener) = listener.take_pipes();
+    let mut connector = agent("connector", &hosts[1], &["connect", &ticket(&listener)], Some(&key));
+    let (mut to_listener, _from_connector) = connector.take_pipes();
+    let relayed_by = |side: &Proc, server: &String| {
+        side.expect("relayed path", UP, |line| {
+            event(line, "path").filter(|path| path["kind"] == "relay" && path["remote"] == server.as_str())
+        });
+    };
+    relayed_by(&listener, &addresses[0]);
+    relayed_by(&connector, &addresses[0]);
+    let begun = Instant::now();
+    servers[0].kill();
+    relayed_by(&listener, &addresses[1]);
+    relayed_by(&connector, &addresses[1]);
+    eprintln!("a relay of the second server after {:?}", begun.elapsed());
+    to_listener.write_all(b"still there\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(from_listener).read_line(&mut line).unwrap();
+    assert_eq!(line, "still there\n");
 }

@@ -15,6 +15,8 @@ pub(super) struct Relays {
     /// When the end of candidates waits no longer.
     pub(super) patience: Option<Instant>,
     pub(super) stream_used_at: Option<Instant>,
+    /// The server that is used once the relay that carries the data has died.
+    pub(super) next_server: Option<(ServerName, SocketAddr)>,
 }
 
 impl IceEngine {
@@ -22,10 +24,16 @@ impl IceEngine {
     pub(super) fn set_server(&mut self, now: Instant, name: ServerName, address: SocketAddr) {
         let selected = self.agent.as_ref().and_then(IceAgent::selected).map(|pair| pair.local.base);
         let is_in_use = self.is_connected && selected.is_some_and(|base| self.relay_of(base).is_some());
-        self.config.name = name;
-        if address == self.config.server || is_in_use {
+        self.relays.next_server = None;
+        if address == self.config.server {
+            self.config.name = name;
             return;
         }
+        if is_in_use {
+            self.relays.next_server = Some((name, address));
+            return;
+        }
+        self.config.name = name;
         tracing::debug!(%address, "the server has another address");
         self.config.server = address;
         self.tunnel.set_turn_server(address);
