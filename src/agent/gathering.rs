@@ -99,7 +99,7 @@ impl Gathering {
 
     /// Takes another address of the server; [`Gathering::set_ports`] begins with it.
     pub(super) fn set_server(&mut self, server: SocketAddr) {
-        (self.server, self.second_server) = (server, None);
+        (self.server, self.second_server, self.translated_server) = (server, None, None);
         self.probes.clear();
     }
 
@@ -327,6 +327,20 @@ mod tests {
         assert!(events(&mut gathering).contains(&mapped));
         gathering.set_ports(now, &[at("[2001:db8::2]:4003")]);
         assert!(requests(&mut gathering).iter().any(|request| request.server == translated));
+    }
+
+    #[test]
+    fn another_server_is_asked_and_the_first_one_no_longer_counts() {
+        let now = time::now().mono;
+        let mut gathering = gathering(now);
+        gathering.set_second_server(now, at("198.51.100.1:3479"));
+        let first = requests(&mut gathering).remove(0);
+        gathering.set_server(at("198.51.100.2:3478"));
+        gathering.set_ports(now, &[at(BASE)]);
+        assert!(!answer(&mut gathering, now, &first, at(MAPPED)));
+        let sent = requests(&mut gathering);
+        assert_eq!(sent.iter().map(|request| request.server).collect::<Vec<_>>(), [at("198.51.100.2:3478")]);
+        assert!(answer(&mut gathering, now, &sent[0], at(MAPPED)));
     }
 
     #[test]
