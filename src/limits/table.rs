@@ -119,6 +119,8 @@ limits! {
         SignalingPerProof = "signaling.limits.per_proof",
         /// Bytes of lists a second to one network.
         SignalingPerList = "signaling.limits.per_list",
+        /// Locators that one network resolves.
+        SignalingPerLocate = "signaling.limits.per_locate",
         /// Calls a second to addresses of one network that have not responded.
         SignalingPerUnproven = "signaling.limits.per_unproven",
         /// Requests a second to `/ice` of one network.

@@ -9,6 +9,7 @@
 //! | `Forwarded`, `Deliver`, `Close` | the subject of one node |
 //! | `ClientGone`, `ClientReleased`, `TagEnded`, `TagAssigned` | the subject of one node |
 //! | `CallerOffline`, `CallerRevoked` | the subject of one node |
+//! | `Locate` | the subject of one node |
 //! | `Watch`, `WatchState`, `Unwatch` | a watch on the tag's key, which starts with its value |
 //! | `Presence` | a put with a time to live, or a delete |
 //! | `List`, `Listed` | a request to all nodes |
@@ -70,6 +71,7 @@ impl HubMessage {
             self.0,
             HubPayload::Forwarded(_)
                 | HubPayload::Call(_)
+                | HubPayload::Locate(_)
                 | HubPayload::Watch { .. }
                 | HubPayload::List { .. }
         )
@@ -91,6 +93,15 @@ pub(super) struct ForwardedCall {
     pub(super) proven: bool,
 }
 
+/// A t=62 for a locator of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ForwardedLocate {
+    pub(super) origin: RequestOrigin,
+    pub(super) mid: Option<i64>,
+    pub(super) locator: u32,
+    pub(super) realm: Realm,
+}
+
 /// A tag of a realm.
 pub(super) type RealmTag = (Realm, Tag);
 
@@ -102,6 +113,8 @@ pub(super) enum HubPayload {
     /// A client's message about a tag or a call of the receiving node.
     Forwarded(Box<(RequestOrigin, Message)>),
     Call(Box<ForwardedCall>),
+    /// A question for the tag of a locator of the receiving node.
+    Locate(Box<ForwardedLocate>),
     /// The connection of a client has ended whose tag belongs to the receiving node.
     ClientGone {
         addr: ClientAddr,

@@ -89,6 +89,8 @@ pub struct Times {
     pub answer: Duration,
     /// The waits after each copy of a request; the request fails after the last one. Default 0.5, 1, 2 and 4 s.
     pub retransmit: Vec<Duration>,
+    /// How long a locator is valid; default 600 s.
+    pub locator: Duration,
     /// How long a client may take to sign a nonce; default 30 s.
     pub challenge: Duration,
     /// The minimum interval of events about one tag; default 1 s.
@@ -109,6 +111,7 @@ impl Default for Times {
             question: seconds(5),
             answer: seconds(30),
             retransmit: [500, 1000, 2000, 4000].map(Duration::from_millis).to_vec(),
+            locator: seconds(600),
             challenge: seconds(30),
             presence: seconds(1),
             ping: seconds(15),
@@ -152,6 +155,8 @@ pub struct Limits {
     pub per_proof: Rate,
     /// Bytes of lists to one network; default 2 MiB at once, 256 KiB/s.
     pub per_list: Rate,
+    /// Locators that one network resolves; default 20 at once, 0.2/s.
+    pub per_locate: Rate,
     /// Calls to unproven addresses of one IPv4 /24 or IPv6 /48; default 20 at once, 2/s.
     pub per_unproven: Rate,
     /// Requests to `/ice` of one network, with any key; default 200 at once, 20/s.
@@ -208,6 +213,7 @@ impl Default for Limits {
             per_pair: Rate::new(1.0, 10.0),
             per_proof: Rate::new(8.0, 64.0),
             per_list: Rate::new(262_144.0, 2_097_152.0),
+            per_locate: Rate::new(0.2, 20.0),
             per_unproven: Rate::new(2.0, 20.0),
             ice_per_network: Rate::new(20.0, 200.0),
             ice_per_key: Rate::new(100.0, 1000.0),

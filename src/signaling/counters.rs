@@ -13,6 +13,8 @@ pub struct HubCounters {
     pub websockets: u64,
     /// Calls in progress.
     pub calls: u64,
+    /// Locators that are valid.
+    pub locators: u64,
     /// Successful registrations, retransmissions excluded.
     pub registrations: u64,
     /// Calls that have ended, by outcome.
@@ -69,6 +71,7 @@ impl HubCounters {
             ("clients", "gauge", self.clients),
             ("websockets", "gauge", self.websockets),
             ("calls", "gauge", self.calls),
+            ("locators", "gauge", self.locators),
             ("registrations_total", "counter", self.registrations),
         ] {
             // Writing to a String does not fail.

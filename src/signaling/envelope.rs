@@ -66,6 +66,12 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) offline: Option<Vec<Tag>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) locator: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ttl: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) release: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ice_servers: Option<BoundedVec<IceServer, 16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stun2: Option<BoundedString<300>>,

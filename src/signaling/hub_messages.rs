@@ -1,6 +1,6 @@
 //! Messages from other hubs, and the queries that wait for them.
 
-use super::bus::{Destination, ForwardedCall, HubMessage, HubPayload, Presence, RealmTag, Undelivered};
+use super::bus::{Destination, ForwardedCall, ForwardedLocate, HubMessage, HubPayload, Presence, RealmTag, Undelivered};
 use super::client_addr::{ClientAddr, ConnId};
 use super::machine::{Hub, RequestOrigin};
 use super::nodes::NodeId;
@@ -21,6 +21,10 @@ impl Hub {
             HubPayload::Call(call) => {
                 let origin = RequestOrigin { now, ..call.origin };
                 self.handle_forwarded_call(ForwardedCall { origin, ..*call });
+            }
+            HubPayload::Locate(locate) => {
+                let origin = RequestOrigin { now, ..locate.origin };
+                self.handle_forwarded_locate(ForwardedLocate { origin, ..*locate });
             }
             HubPayload::ClientGone { addr } => self.remove_client(now, addr),
             HubPayload::ClientReleased { addr } => drop(self.registry.remove_addr(addr)),
@@ -71,6 +75,7 @@ impl Hub {
                 }
             }
             HubPayload::Call(call) => self.fail(call.origin, MessageType::Call, call.mid, callee_code),
+            HubPayload::Locate(locate) => self.fail(locate.origin, MessageType::Locate, locate.mid, callee_code),
             HubPayload::Watch { id, .. } | HubPayload::List { id, .. } => {
                 if let Some(query) = self.queries.remove(id) {
                     self.fail_query(query);

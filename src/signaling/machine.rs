@@ -1,7 +1,7 @@
 //! The hub: the state machine of signalling. Pure.
 //!
 //! This file receives messages, limits their rates, dispatches them and limits replies. On the same [`Hub`], `presence.rs` handles
-//! t=1, 2, 3 and 60, `call_requests.rs` handles t=4 and all that follows, and `hub_messages.rs` handles other hubs.
+//! t=1, 2, 3 and 60, `call_requests.rs` handles t=4 and all that follows, `locate_requests.rs` handles t=61 and 62, and `hub_messages.rs` handles other hubs.
 
 use super::bus::{Destination, HubMessage, HubPayload};
 use super::call_table::CallTable;
@@ -9,6 +9,7 @@ use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::config::Config;
 use super::connections::WebSocketClient;
 use super::counters::HubCounters;
+use super::locators::Locators;
 use super::nodes::{NodeId, Nodes};
 use super::pending_queries::PendingQueries;
 use super::presence::TagClaim;
@@ -129,6 +130,8 @@ pub struct Hub {
     pub(super) pairs: KeyedRateLimiter<(Tag, Tag)>,
     pub(super) lists: KeyedRateLimiter<NetworkPrefix>,
     pub(super) unproven: KeyedRateLimiter<NetworkPrefix>,
+    pub(super) locators: Locators,
+    pub(super) locates: KeyedRateLimiter<NetworkPrefix>,
     pub(super) connections: Arc<Quota<NetworkPrefix>>,
     pub(super) websockets: HashMap<ConnId, WebSocketClient>,
     /// UDP clients of this node whose tag belongs to another one.
@@ -186,6 +189,8 @@ impl Hub {
             pairs: limits.limiter(limits.per_pair, keys, &mut rng),
             lists: limits.limiter(limits.per_list, keys, &mut rng),
             unproven: limits.limiter(limits.per_unproven, keys, &mut rng),
+            locators: Locators::default(),
+            locates: limits.limiter(limits.per_locate, keys, &mut rng),
             connections: Quota::new(limits.connections, limits.connections_per_network),
             websockets: HashMap::new(),
             away: HashMap::new(),
@@ -224,6 +229,7 @@ impl Hub {
             clients: self.registry.len() as u64,
             websockets: self.websockets.len() as u64,
             calls: self.calls.len() as u64,
+            locators: self.locators.len() as u64,
             calls_ended: self.calls.outcomes,
             ..self.counters
         }
@@ -262,6 +268,7 @@ impl Hub {
         while let Some(id) = self.calls.pop_due(now.mono) {
             self.with_call(now.mono, id, |call, at| call.handle_timeout(at));
         }
+        self.locators.expire(now.mono);
         self.send_presence_changes(now.mono);
     }
 
@@ -273,7 +280,12 @@ impl Hub {
     /// Returns when [`Hub::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.registry.next_expiry(), self.calls.next_due(), self.watches.next_due()]
+        [
+            self.registry.next_expiry(),
+            self.calls.next_due(),
+            self.watches.next_due(),
+            self.locators.next_due(),
+        ]
             .into_iter()
             .flatten()
             .min()
@@ -331,7 +343,9 @@ impl Hub {
                 }
                 RequestBody::Heartbeat { tag }
                 | RequestBody::List { tag, .. }
-                | RequestBody::Call { tag, .. } => Some(nodes.of_tag(tag)),
+                | RequestBody::Call { tag, .. }
+                | RequestBody::Locator { tag, .. }
+                | RequestBody::Locate { tag, .. } => Some(nodes.of_tag(tag)),
                 RequestBody::Trickle { token, .. } | RequestBody::End { token, .. } => {
                     Some(nodes.of_token(token))
                 }
@@ -390,6 +404,8 @@ impl Hub {
             }
             RequestBody::End { token, reason } => self.handle_end(origin, token, reason).map(Some),
             RequestBody::Watch { tags, watch } => self.handle_watch(origin, mid, tags, watch),
+            RequestBody::Locator { tag, release } => self.handle_locator(origin, &tag, release).map(Some),
+            RequestBody::Locate { tag, locator } => self.handle_locate(origin, mid, &tag, locator).map(|()| None),
             RequestBody::Notify { .. }
             | RequestBody::Answered { .. }
             | RequestBody::Status { .. }

@@ -170,6 +170,20 @@ pub enum RequestBody {
         /// Tags that are now offline.
         offline: Vec<Tag>,
     },
+    /// `t` = 61: asks for a new locator, or gives it back.
+    Locator {
+        /// The client's own tag.
+        tag: Tag,
+        /// Gives the locator back.
+        release: bool,
+    },
+    /// `t` = 62: asks for the tag of a locator.
+    Locate {
+        /// The client's own tag.
+        tag: Tag,
+        /// The locator.
+        locator: u32,
+    },
     /// `t` = 101, callee to caller: opens the callee's NAT (S0-19).
     Open,
     /// `t` = 102, caller to callee: opens the caller's NAT and keeps the mapping (S0-20, S0-22).
@@ -261,6 +275,18 @@ pub enum ResponseBody {
         /// Tags that are offline.
         offline: Vec<Tag>,
     },
+    /// `t` = -61.
+    Locator {
+        /// The locator; `None` if it was given back.
+        locator: Option<u32>,
+        /// How long it is valid, in seconds.
+        ttl: Option<u32>,
+    },
+    /// `t` = -62.
+    Located {
+        /// The tag of the locator.
+        tag: Tag,
+    },
     /// `t` = -103, callee to caller (S0-21); -102 is accepted as well (S0-A4).
     Punched {
         /// The call.
@@ -314,6 +340,8 @@ impl RequestBody {
             Self::Trickle { .. } => MessageType::Trickle,
             Self::End { .. } => MessageType::End,
             Self::Watch { .. } | Self::Presence { .. } => MessageType::Watch,
+            Self::Locator { .. } => MessageType::Locator,
+            Self::Locate { .. } => MessageType::Locate,
             Self::Open => MessageType::Open,
             Self::Punch { .. } => MessageType::Punch,
         }

@@ -25,6 +25,10 @@ pub enum MessageType {
     End,
     /// 60.
     Watch,
+    /// 61.
+    Locator,
+    /// 62.
+    Locate,
     /// 101.
     Open,
     /// 102.
@@ -35,7 +39,7 @@ pub enum MessageType {
     Other(i64),
 }
 
-const MESSAGE_TYPES: [(i64, MessageType); 14] = [
+const MESSAGE_TYPES: [(i64, MessageType); 16] = [
     (1, MessageType::Register),
     (2, MessageType::Heartbeat),
     (3, MessageType::List),
@@ -47,6 +51,8 @@ const MESSAGE_TYPES: [(i64, MessageType); 14] = [
     (54, MessageType::Trickle),
     (55, MessageType::End),
     (60, MessageType::Watch),
+    (61, MessageType::Locator),
+    (62, MessageType::Locate),
     (101, MessageType::Open),
     (102, MessageType::Punch),
     (103, MessageType::Punched),

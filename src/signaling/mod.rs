@@ -39,6 +39,10 @@ mod hub_messages;
 #[cfg(feature = "server")]
 mod local_addresses;
 #[cfg(feature = "server")]
+mod locate_requests;
+#[cfg(feature = "server")]
+mod locators;
+#[cfg(feature = "server")]
 pub(crate) mod machine;
 #[cfg(feature = "server")]
 pub(crate) mod nodes;

@@ -113,6 +113,11 @@ impl Nodes {
         self.of_text(token.as_str())
     }
 
+    /// Returns the node that keeps a locator.
+    pub(super) fn of_locator(&self, number: u32) -> NodeId {
+        self.at(number)
+    }
+
     /// Returns the node that a call of this number belongs to.
     pub(super) fn of_call(&self, number: u32) -> NodeId {
         self.at(number)

@@ -5,6 +5,7 @@ mod access;
 mod addresses;
 mod calls;
 mod counters;
+mod locating;
 mod loss;
 mod nodes;
 mod presence;

@@ -25,6 +25,7 @@ pub(super) struct TimesSection {
     question: Option<f64>,
     answer: Option<f64>,
     retransmit: Option<Vec<f64>>,
+    locator: Option<f64>,
     challenge: Option<f64>,
     presence: Option<f64>,
     ping: Option<f64>,
@@ -47,6 +48,7 @@ impl TimesSection {
             question,
             answer,
             retransmit,
+            locator,
             challenge,
             presence,
             ping,
@@ -58,6 +60,7 @@ impl TimesSection {
             ("signaling.times.token", self.token, token),
             ("signaling.times.question", self.question, question),
             ("signaling.times.answer", self.answer, answer),
+            ("signaling.times.locator", self.locator, locator),
             ("signaling.times.challenge", self.challenge, challenge),
             ("signaling.times.presence", self.presence, presence),
             ("signaling.times.ping", self.ping, ping),
@@ -100,6 +103,7 @@ pub(super) struct LimitsSection {
     per_pair: Option<RateSection>,
     per_proof: Option<RateSection>,
     per_list: Option<RateSection>,
+    per_locate: Option<RateSection>,
     per_unproven: Option<RateSection>,
     ice_per_network: Option<RateSection>,
     ice_per_key: Option<RateSection>,
@@ -152,6 +156,7 @@ impl LimitsSection {
             per_pair,
             per_proof,
             per_list,
+            per_locate,
             per_unproven,
             ice_per_network,
             ice_per_key,
@@ -199,6 +204,7 @@ impl LimitsSection {
             ("signaling.limits.per_pair", self.per_pair, per_pair),
             ("signaling.limits.per_proof", self.per_proof, per_proof),
             ("signaling.limits.per_list", self.per_list, per_list),
+            ("signaling.limits.per_locate", self.per_locate, per_locate),
             ("signaling.limits.per_unproven", self.per_unproven, per_unproven),
             ("signaling.limits.ice_per_network", self.ice_per_network, ice_per_network),
             ("signaling.limits.ice_per_key", self.ice_per_key, ice_per_key),
@@ -251,9 +257,9 @@ mod tests {
         assert_eq!(defaults.matches(": ").count(), times.len(), "a time is not in the example: {defaults}");
         let (shown, defaults) =
             (format!("{:?}", signaling.limits), format!("{:?}", crate::signaling::Limits::default()));
-        assert_eq!(shown.matches("77").count(), limits.len() + 7, "{shown}");
-        let rates = 7 * ": Rate { per_second: x, burst: y }".matches(": ").count();
-        assert_eq!(defaults.matches(": ").count(), limits.len() - 7 + rates, "a limit is not in the example");
+        assert_eq!(shown.matches("77").count(), limits.len() + 8, "{shown}");
+        let rates = 8 * ": Rate { per_second: x, burst: y }".matches(": ").count();
+        assert_eq!(defaults.matches(": ").count(), limits.len() - 8 + rates, "a limit is not in the example");
     }
 
     #[test]

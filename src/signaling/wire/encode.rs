@@ -75,6 +75,14 @@ impl Request {
             RequestBody::Presence { online, offline } => {
                 out.params = object(coming_and_going(online, offline))
             }
+            RequestBody::Locator { tag, release } => {
+                out.tag = Some(tag);
+                out.params = release.then(|| FieldsObject(Box::new(Fields { release: Some(true), ..Fields::default() })));
+            }
+            RequestBody::Locate { tag, locator } => {
+                out.tag = Some(tag);
+                out.params = object(Fields { locator: Some(locator), ..Fields::default() });
+            }
             RequestBody::Open => {}
             RequestBody::Punch { token } => {
                 out.params = object(Fields { token: Some(token), ..Fields::default() });
@@ -127,6 +135,14 @@ impl Response {
                 let some = !(online.is_empty() && offline.is_empty());
                 out.extra = some.then(|| FieldsObject(Box::new(coming_and_going(online, offline))));
                 (MessageType::Watch, None)
+            }
+            ResponseBody::Locator { locator, ttl } => {
+                out.extra = locator.map(|_| FieldsObject(Box::new(Fields { locator, ttl, ..Fields::default() })));
+                (MessageType::Locator, None)
+            }
+            ResponseBody::Located { tag } => {
+                out.extra = object(Fields { tag: Some(tag), ..Fields::default() });
+                (MessageType::Locate, None)
             }
             ResponseBody::Punched { token } => (MessageType::Punched, Some(token)),
             ResponseBody::Failed { t, token, code, em } => {
