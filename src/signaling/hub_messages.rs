@@ -1,6 +1,8 @@
 //! Messages from other hubs, and the queries that wait for them.
 
-use super::bus::{Destination, ForwardedCall, ForwardedLocate, HubMessage, HubPayload, Presence, RealmTag, Undelivered};
+use super::bus::{
+    Destination, ForwardedCall, ForwardedLocate, HubMessage, HubPayload, Presence, RealmTag, Undelivered,
+};
 use super::client_addr::{ClientAddr, ConnId};
 use super::machine::{Hub, RequestOrigin};
 use super::nodes::NodeId;
@@ -75,7 +77,9 @@ impl Hub {
                 }
             }
             HubPayload::Call(call) => self.fail(call.origin, MessageType::Call, call.mid, callee_code),
-            HubPayload::Locate(locate) => self.fail(locate.origin, MessageType::Locate, locate.mid, callee_code),
+            HubPayload::Locate(locate) => {
+                self.fail(locate.origin, MessageType::Locate, locate.mid, callee_code)
+            }
             HubPayload::Watch { id, .. } | HubPayload::List { id, .. } => {
                 if let Some(query) = self.queries.remove(id) {
                     self.fail_query(query);

@@ -82,4 +82,3 @@ impl Locators {
         self.by_number.len()
     }
 }
-

@@ -286,9 +286,9 @@ impl Hub {
             self.watches.next_due(),
             self.locators.next_due(),
         ]
-            .into_iter()
-            .flatten()
-            .min()
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub(super) fn handle_bytes(&mut self, origin: RequestOrigin, bytes: &[u8]) {
@@ -405,7 +405,9 @@ impl Hub {
             RequestBody::End { token, reason } => self.handle_end(origin, token, reason).map(Some),
             RequestBody::Watch { tags, watch } => self.handle_watch(origin, mid, tags, watch),
             RequestBody::Locator { tag, release } => self.handle_locator(origin, &tag, release).map(Some),
-            RequestBody::Locate { tag, locator } => self.handle_locate(origin, mid, &tag, locator).map(|()| None),
+            RequestBody::Locate { tag, locator } => {
+                self.handle_locate(origin, mid, &tag, locator).map(|()| None)
+            }
             RequestBody::Notify { .. }
             | RequestBody::Answered { .. }
             | RequestBody::Status { .. }

@@ -147,9 +147,7 @@ fn request_body(mut envelope: Envelope) -> Option<RequestBody> {
                 offline: offline.unwrap_or_default(),
             },
         },
-        MessageType::Locator => {
-            RequestBody::Locator { tag: f.tag?, release: f.release.unwrap_or(false) }
-        }
+        MessageType::Locator => RequestBody::Locator { tag: f.tag?, release: f.release.unwrap_or(false) },
         MessageType::Locate => RequestBody::Locate { tag: f.tag?, locator: f.locator? },
         MessageType::Open => RequestBody::Open,
         _ => RequestBody::Punch { token: f.token? },
@@ -188,7 +186,7 @@ fn response_body(mut envelope: Envelope) -> Option<ResponseBody> {
             online: f.online.unwrap_or_default(),
             offline: f.offline.unwrap_or_default(),
         },
-        MessageType::Locator => ResponseBody::Locator { locator: f.locator, ttl: f.ttl },
+        MessageType::Locator => ResponseBody::Locator { locator: f.locator, ttl: f.locator.and(f.ttl) },
         MessageType::Locate => ResponseBody::Located { tag: f.tag? },
         MessageType::Punch | MessageType::Punched => ResponseBody::Punched { token: f.token? },
         _ => return None,

@@ -53,7 +53,12 @@ fn a_locator_ends_with_its_time_its_tag_and_its_release() {
 
 #[test]
 fn a_new_locator_replaces_the_former_one_and_more_have_more_digits() {
-    let limits = Limits { tags_per_network: 1000, per_source: Rate::new(1e6, 1e6), ..Limits::default() };
+    let limits = Limits {
+        tags_per_network: 1000,
+        connections_per_network: 1000,
+        per_source: Rate::new(1e6, 1e6),
+        ..Limits::default()
+    };
     let mut hubs = TestHubs::single(Config { limits, ..config() });
     let mut used = BTreeSet::new();
     for conn in 1..=300_u64 {

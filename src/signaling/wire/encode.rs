@@ -77,7 +77,8 @@ impl Request {
             }
             RequestBody::Locator { tag, release } => {
                 out.tag = Some(tag);
-                out.params = release.then(|| FieldsObject(Box::new(Fields { release: Some(true), ..Fields::default() })));
+                out.params = release
+                    .then(|| FieldsObject(Box::new(Fields { release: Some(true), ..Fields::default() })));
             }
             RequestBody::Locate { tag, locator } => {
                 out.tag = Some(tag);
@@ -137,7 +138,8 @@ impl Response {
                 (MessageType::Watch, None)
             }
             ResponseBody::Locator { locator, ttl } => {
-                out.extra = locator.map(|_| FieldsObject(Box::new(Fields { locator, ttl, ..Fields::default() })));
+                out.extra =
+                    locator.map(|_| FieldsObject(Box::new(Fields { locator, ttl, ..Fields::default() })));
                 (MessageType::Locator, None)
             }
             ResponseBody::Located { tag } => {

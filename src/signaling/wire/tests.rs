@@ -80,6 +80,9 @@ fn every_message() -> Vec<Message> {
         RequestBody::End { token: token(), reason: Some("bye".into()) },
         RequestBody::Watch { tags: vec![tag("a")], watch: false },
         RequestBody::Presence { online: vec![tag("a")], offline: vec![tag("b")] },
+        RequestBody::Locator { tag: tag("a"), release: false },
+        RequestBody::Locator { tag: tag("a"), release: true },
+        RequestBody::Locate { tag: tag("a"), locator: 7 },
         RequestBody::Open,
         RequestBody::Punch { token: token() },
     ];
@@ -103,6 +106,9 @@ fn every_message() -> Vec<Message> {
         ResponseBody::Trickled { token: token() },
         ResponseBody::Ended { token: token() },
         ResponseBody::Watching { online: vec![tag("a")], offline: vec![tag("b")] },
+        ResponseBody::Locator { locator: Some(7), ttl: Some(600) },
+        ResponseBody::Locator { locator: None, ttl: None },
+        ResponseBody::Located { tag: tag("a") },
         ResponseBody::Punched { token: token() },
         ResponseBody::Failed {
             t: MessageType::Call,
@@ -236,8 +242,8 @@ fn every_example_of_the_wire_page_is_a_message_and_every_message_has_one() {
         };
     }
     let all = [
-        -103, -60, -55, -54, -53, -52, -51, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 51, 52, 53, 54, 55, 60, 101,
-        102,
+        -103, -62, -61, -60, -55, -54, -53, -52, -51, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 51, 52, 53, 54, 55,
+        60, 61, 62, 101, 102,
     ];
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
 }
