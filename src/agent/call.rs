@@ -392,6 +392,7 @@ impl CallTask {
             EngineEvent::Candidate(text) => self.session.handle_local(now, &text),
             EngineEvent::Gathered => self.session.handle_gathered(now),
             EngineEvent::Nat(nat) => self.session.handle_nat(now, nat),
+            EngineEvent::Spray(status) => self.session.handle_spray(status),
             EngineEvent::Selected(active) => {
                 if self.active.is_some_and(|before| before.path < active.path) {
                     // The other side's addresses may have changed.

@@ -120,6 +120,7 @@ pub struct Config {
     pub(super) ice: IceImplementation,
     pub(super) dialer: Dialer,
     pub(super) port_mapping: bool,
+    pub(super) spray: bool,
 }
 
 impl Default for Config {
@@ -131,6 +132,7 @@ impl Default for Config {
             ice: IceImplementation::default(),
             dialer: Dialer::default(),
             port_mapping: true,
+            spray: true,
         }
     }
 }
@@ -186,6 +188,14 @@ impl Config {
         self
     }
 
+    /// Sets whether the ports of NATs that change ports may be predicted and probed, to find a direct path; by default they may. The server
+    /// and the other side can forbid it too.
+    #[must_use]
+    pub fn spray(mut self, is_allowed: bool) -> Self {
+        self.spray = is_allowed;
+        self
+    }
+
     /// Sets the certificates that are trusted where the server is reached by TLS; the system's by default.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
@@ -211,6 +221,7 @@ impl fmt::Debug for Config {
             .field("ice", &self.ice)
             .field("dialer", &self.dialer)
             .field("port_mapping", &self.port_mapping)
+            .field("spray", &self.spray)
             .finish()
     }
 }

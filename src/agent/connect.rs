@@ -98,6 +98,9 @@ impl Agent {
         let (signaling, registered) =
             opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
         resources.probe_second_port(registered.stun2.clone());
+        if !registered.spray {
+            resources.send(EngineCommand::ForbidSpray);
+        }
         let relay = relay_credentials(&registered.ice_servers);
         config.own_relay = relay.is_some();
         resources.send(EngineCommand::Relay(relay));
@@ -134,6 +137,7 @@ impl Agent {
             name: name.clone(),
             dialer: self.config.dialer.clone(),
             port_mapping: self.config.port_mapping,
+            is_spray_allowed: self.config.spray,
         }
     }
 }

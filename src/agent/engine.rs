@@ -6,6 +6,7 @@
 
 use super::candidate::CandidatePath;
 use super::config::ServerName;
+use super::hard_nat::SprayStatus;
 use super::ice_engine::IceEngine;
 use super::keys::AgentRole;
 use super::path::{PathPolicy, PathTransport};
@@ -64,6 +65,8 @@ pub(super) struct EngineConfig {
     pub(super) dialer: Dialer,
     /// Whether the router is asked to map ports.
     pub(super) port_mapping: bool,
+    /// Whether ports of NATs may be predicted and probed.
+    pub(super) is_spray_allowed: bool,
 }
 
 /// What a call tells its engine.
@@ -75,6 +78,8 @@ pub(super) enum EngineCommand {
     Server(ServerName, SocketAddr),
     /// The STUN server's second port.
     SecondServer(SocketAddr),
+    /// The server forbids to predict and probe ports.
+    ForbidSpray,
     /// The role and the local ICE credentials.
     Begin(AgentRole, IceCredentials),
     /// New local ICE credentials. All candidates are reported again, then [`EngineEvent::Restarted`]; the path stays until a new one works.
@@ -113,6 +118,8 @@ pub(super) enum EngineEvent {
     Gathered,
     /// The type of the local NAT.
     Nat(NatType),
+    /// What became of the prediction of ports.
+    Spray(SprayStatus),
     /// Data goes over this path from now on, or its round-trip time is known now.
     Selected(ActivePath),
     /// ICE was restarted, and the candidates have been reported.

@@ -218,6 +218,22 @@ impl Gathering {
         self.events.pop_front()
     }
 
+    /// Returns the type of the NAT, once it is known.
+    pub(super) fn nat(&self) -> Option<NatType> {
+        self.nat
+    }
+
+    /// Returns the socket from which the server is reached.
+    pub(super) fn main(&self) -> Option<SocketAddr> {
+        self.main
+    }
+
+    /// Returns its mapped address.
+    pub(super) fn mapping(&self) -> Option<SocketAddr> {
+        let is_main = |probe: &&Probe| Some(probe.base) == self.main && probe.server == self.server;
+        self.probes.iter().find(is_main).and_then(|probe| probe.mapped)
+    }
+
     /// Returns whether UDP fails to reach the server, once that is known.
     pub(super) fn is_udp_blocked(&self, now: Instant) -> Option<bool> {
         if self.probes.iter().any(|probe| probe.mapped.is_some()) {

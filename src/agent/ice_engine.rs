@@ -5,6 +5,7 @@
 
 mod mappings;
 mod names;
+mod extra_sockets;
 mod relays;
 mod translation;
 
@@ -31,6 +32,7 @@ use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::turn_client::LongTermCredentials;
 use names::Names;
+use extra_sockets::ExtraSockets;
 use relays::Relays;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -70,6 +72,7 @@ pub(super) struct IceEngine {
     tunnel: Arc<Tunnel>,
     queues: EngineQueues,
     ports: Vec<Arc<UdpPort>>,
+    extra: ExtraSockets,
     streams: PeerStreams,
     gathering: Gathering,
     network: NetworkChanges,
@@ -96,6 +99,7 @@ impl IceEngine {
         let server = config.server;
         let mut engine = Self {
             mapper: PortMapper::start(Self::maps_ports(&config)),
+            extra: ExtraSockets::new(&config),
             config,
             streams: PeerStreams::new(Arc::clone(&tunnel)),
             tunnel,
@@ -157,6 +161,7 @@ impl IceEngine {
             patience,
             self.relays.stream_used_at.map(|at| at + STREAM_IDLE),
             self.tick,
+            self.extra.hard_nat.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -169,6 +174,7 @@ impl IceEngine {
             EngineCommand::Relay(credentials) => self.set_relay(now, credentials),
             EngineCommand::Server(name, address) => self.set_server(now, name, address),
             EngineCommand::SecondServer(server) => self.gathering.set_second_server(now, server),
+            EngineCommand::ForbidSpray => self.extra.hard_nat.forbid(now),
             EngineCommand::Begin(role, credentials) => self.begin(now, role, credentials),
             EngineCommand::Restart(credentials) => self.restart(now, credentials),
             EngineCommand::Start(credentials) => {
@@ -278,7 +284,7 @@ impl IceEngine {
             }
         }
         self.ports = kept;
-        for (index, ip) in (0..).zip(addresses) {
+        for (index, ip) in (0..).zip(addresses.iter().copied()) {
             if self.ports.iter().any(|port| port.local_addr().ip() == ip) {
                 continue;
             }
@@ -295,7 +301,8 @@ impl IceEngine {
                 Err(error) => tracing::debug!(%error, %ip, "no socket for a host candidate"),
             }
         }
-        self.tunnel.set_ports(self.ports.clone());
+        self.close_lost_extra_sockets(now, &addresses);
+        self.share_ports();
         let bases: Vec<SocketAddr> = self.ports.iter().map(|port| port.local_addr()).collect();
         self.gathering.set_ports(now, &bases);
         self.request_mappings();
@@ -361,17 +368,17 @@ impl IceEngine {
                 self.handle_relay_message(now, relay, &message);
             }
             MessageSource::Port { local, remote } if remote == self.config.server => {
-                if !self.gathering.handle(now, local, remote, &message.bytes) {
+                if !self.handle_extra_server_message(now, local, &message.bytes)
+                    && !self.gathering.handle(now, local, remote, &message.bytes)
+                {
                     let of_port = |relay: &RelayClient| relay.port() == Some(local);
                     let relay = self.relays.clients.iter().position(of_port);
                     self.handle_relay_message(now, relay, &message);
                 }
             }
             MessageSource::Port { local, remote } => {
-                if !self.gathering.handle(now, local, remote, &message.bytes)
-                    && let Some(agent) = &mut self.agent
-                {
-                    agent.handle_message(now, local, remote, &message.bytes);
+                if !self.gathering.handle(now, local, remote, &message.bytes) {
+                    self.handle_peer_message(now, (local, remote), &message.bytes);
                 }
             }
         }
@@ -398,6 +405,7 @@ impl IceEngine {
         }
         self.release_idle_stream(now);
         self.look_at_traffic(now);
+        self.extra.hard_nat.handle_timeout(now);
         if let Some(agent) = &mut self.agent {
             agent.handle_timeout(now);
         }
@@ -409,6 +417,7 @@ impl IceEngine {
             return;
         }
         let activity = self.tunnel.take_activity();
+        self.count_relayed();
         let Some((agent, pair)) =
             self.agent.as_mut().and_then(|agent| agent.selected().map(|pair| (agent, pair)))
         else {
@@ -488,6 +497,7 @@ impl IceEngine {
         self.flush_gathering(now);
         self.flush_relays(now);
         self.flush_agent(now);
+        self.flush_hard_nat(now);
         for relay in &mut self.relays.clients {
             relay.send_waiting();
         }
@@ -567,7 +577,7 @@ impl IceEngine {
     }
 
     fn port(&self, base: SocketAddr) -> Option<&Arc<UdpPort>> {
-        self.ports.iter().find(|port| port.local_addr() == base)
+        self.ports.iter().chain(self.extra.all()).find(|port| port.local_addr() == base)
     }
 
     fn handle_agent_event(&mut self, now: Instant, event: IceEvent) {

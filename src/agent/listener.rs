@@ -387,6 +387,9 @@ impl ListenerTask {
         let relay = connect::relay_credentials(&self.session.registered.ice_servers);
         resources.send(EngineCommand::Relay(relay));
         resources.probe_second_port(self.session.registered.stun2.clone());
+        if !self.session.registered.spray {
+            resources.send(EngineCommand::ForbidSpray);
+        }
         Ok(resources)
     }
 

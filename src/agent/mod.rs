@@ -29,6 +29,7 @@
 //! | `engine` | commands and events of an ICE engine | |
 //! | `ice_engine`, `webrtc_engine` | the two engines | tokio |
 //! | `gathering`, `nat`, `nat64` | server-reflexive addresses; the type of the local NAT; IPv4 peers through a NAT64 | pure |
+//! | `hard_nat` | port prediction and spray, for NATs that change ports | pure |
 //! | `host_addresses`, `udp_port`, `peer_streams` | sockets of host candidates, by UDP and TCP | tokio |
 //! | `relay_client`, `relay_stream` | allocations by UDP and TCP | tokio |
 //! | `path` | the path in use | pure |
@@ -51,6 +52,7 @@ mod engine;
 mod error;
 mod gateway_fallback;
 mod gathering;
+mod hard_nat;
 mod host_addresses;
 mod ice_engine;
 mod initial_keys;

@@ -1,6 +1,7 @@
 //! The reason why a session uses the relay, as users see it.
 
 use super::candidate::CandidatePath;
+use super::hard_nat::SprayStatus;
 use super::path::PathPolicy;
 use crate::signaling::wire::NatType;
 use std::fmt;
@@ -22,6 +23,8 @@ pub(super) struct Observations {
     pub(super) direct_trial_over: bool,
     /// The direct path was in use and stopped answering.
     pub(super) lost_direct: bool,
+    /// What became of the prediction of ports.
+    pub(super) spray: Option<SprayStatus>,
     /// The path in use.
     pub(super) active: Option<CandidatePath>,
 }
@@ -44,9 +47,9 @@ pub(super) enum RelayReason {
     /// The direct checks are running.
     Checking,
     /// This side's NAT has endpoint-dependent mapping, and the other one filters by port.
-    OwnNatHard,
+    OwnNatHard(Option<SprayStatus>),
     /// The other side's NAT has endpoint-dependent mapping, and this one filters by port.
-    TheirNatHard,
+    TheirNatHard(Option<SprayStatus>),
     /// No known obstacle, but no check succeeded.
     NoAnswer,
 }
@@ -63,9 +66,9 @@ pub(super) fn relay_reason(observed: &Observations) -> Option<RelayReason> {
             observed.own_nat == Some(NatType::Hard) && observed.their_nat == Some(NatType::Hard),
             RelayReason::BothNatsHard,
         ),
-        (!observed.direct_trial_over, RelayReason::Checking),
-        (observed.own_nat == Some(NatType::Hard), RelayReason::OwnNatHard),
-        (observed.their_nat == Some(NatType::Hard), RelayReason::TheirNatHard),
+        (!observed.direct_trial_over || observed.spray == Some(SprayStatus::Running), RelayReason::Checking),
+        (observed.own_nat == Some(NatType::Hard), RelayReason::OwnNatHard(observed.spray)),
+        (observed.their_nat == Some(NatType::Hard), RelayReason::TheirNatHard(observed.spray)),
     ];
     let relayed = observed.active == Some(CandidatePath::Relay);
     let first =
@@ -75,17 +78,27 @@ pub(super) fn relay_reason(observed: &Observations) -> Option<RelayReason> {
 
 impl fmt::Display for RelayReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OwnPolicy => "--relay-only",
-            Self::TheirPolicy => "--relay-only on the other side",
-            Self::OwnUdpBlocked => "UDP is blocked here",
-            Self::TheirUdpBlocked => "UDP is blocked on the other side",
-            Self::DirectLost => "the direct path stopped answering",
-            Self::BothNatsHard => "both NATs change ports",
-            Self::Checking => "direct path still being tried",
-            Self::OwnNatHard => "this NAT changes ports and theirs filters by port",
-            Self::TheirNatHard => "their NAT changes ports and this one filters by port",
-            Self::NoAnswer => "direct checks got no answer",
+        let (text, spray) = match self {
+            Self::OwnNatHard(spray) => ("this NAT changes ports and theirs filters by port", *spray),
+            Self::TheirNatHard(spray) => ("their NAT changes ports and this one filters by port", *spray),
+            Self::OwnPolicy => ("--relay-only", None),
+            Self::TheirPolicy => ("--relay-only on the other side", None),
+            Self::OwnUdpBlocked => ("UDP is blocked here", None),
+            Self::TheirUdpBlocked => ("UDP is blocked on the other side", None),
+            Self::DirectLost => ("the direct path stopped answering", None),
+            Self::BothNatsHard => ("both NATs change ports", None),
+            Self::Checking => ("direct path still being tried", None),
+            Self::NoAnswer => ("direct checks got no answer", None),
+        };
+        f.write_str(text)?;
+        f.write_str(match spray {
+            None | Some(SprayStatus::Running) => "",
+            Some(SprayStatus::Failed) => "; its next ports were predicted or sprayed without success",
+            Some(SprayStatus::Off) => "; --no-spray",
+            Some(SprayStatus::OffThere) => "; --no-spray on the other side",
+            Some(SprayStatus::Vetoed) => "; a server forbids the spray",
+            Some(SprayStatus::Recent) => "; sprayed less than an hour ago",
+            Some(SprayStatus::SeveralAddresses) => "; it uses several addresses",
         })
     }
 }
@@ -121,6 +134,22 @@ mod tests {
             (
                 Observations { their_done: true, their_direct: false, ..observed(None, None, true) },
                 "--relay-only on the other side",
+            ),
+            (
+                Observations { spray: Some(SprayStatus::Running), ..observed(Some(Hard), Some(Easy), true) },
+                "direct path still being tried",
+            ),
+            (
+                Observations { spray: Some(SprayStatus::Failed), ..observed(Some(Hard), Some(Easy), true) },
+                "this NAT changes ports and theirs filters by port; its next ports were predicted or sprayed without success",
+            ),
+            (
+                Observations { spray: Some(SprayStatus::Off), ..observed(Some(Hard), Some(Easy), true) },
+                "this NAT changes ports and theirs filters by port; --no-spray",
+            ),
+            (
+                Observations { spray: Some(SprayStatus::Vetoed), ..observed(Some(Open), Some(Hard), true) },
+                "their NAT changes ports and this one filters by port; a server forbids the spray",
             ),
             (
                 Observations { lost_direct: true, ..observed(None, None, true) },

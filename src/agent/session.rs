@@ -5,6 +5,7 @@
 
 use super::candidate::{self, CandidatePath};
 use super::error::PathAttempts;
+use super::hard_nat::SprayStatus;
 use super::keys::AgentRole;
 use super::mdns;
 use super::path::PathPolicy;
@@ -294,6 +295,12 @@ impl Session {
     pub(super) fn handle_nat(&mut self, now: Instant, nat: NatType) {
         self.observed.own_nat = Some(nat);
         self.schedule_flush(now);
+        self.update_path();
+    }
+
+    /// Handles what became of the prediction of ports.
+    pub(super) fn handle_spray(&mut self, status: SprayStatus) {
+        self.observed.spray = Some(status);
         self.update_path();
     }
 

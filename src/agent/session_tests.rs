@@ -169,7 +169,7 @@ fn the_path_is_reported_with_its_reason_and_again_when_either_changes() {
     assert_eq!(drain(&mut session), []);
     let outputs = run(&mut session, now + DIRECT_TRIAL_TIME);
     assert!(
-        outputs.contains(&SessionOutput::Path(CandidatePath::Relay, Some(RelayReason::OwnNatHard))),
+        outputs.contains(&SessionOutput::Path(CandidatePath::Relay, Some(RelayReason::OwnNatHard(None)))),
         "{outputs:?}"
     );
     session.handle_active(Some(CandidatePath::Direct));

@@ -58,6 +58,8 @@ pub(super) struct Registered {
     pub(super) tag: Tag,
     pub(super) ice_servers: Vec<IceServer>,
     pub(super) stun2: Option<String>,
+    /// Whether the server allows to predict and probe ports.
+    pub(super) spray: bool,
     /// The number of the session, for tags with an owner.
     pub(super) epoch: Option<i64>,
 }
@@ -141,8 +143,8 @@ impl SignalingClient {
         registration: &RegistrationParams,
     ) -> Result<Registered, SignalingError> {
         match self.request(registration.request()).await? {
-            ResponseBody::Registered { tag, ice_servers, stun2, epoch, .. } => {
-                Ok(Registered { tag, ice_servers, stun2, epoch })
+            ResponseBody::Registered { tag, ice_servers, stun2, spray, epoch, .. } => {
+                Ok(Registered { tag, ice_servers, stun2, spray, epoch })
             }
             ResponseBody::Failed { code, em, .. } => Err(SignalingError::Refused { code, text: em }),
             _ => Err(SignalingError::TimedOut),

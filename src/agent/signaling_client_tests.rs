@@ -52,6 +52,7 @@ impl Script {
             tag: Tag::new(tag).unwrap(),
             ice_servers: vec![],
             stun2: None,
+            spray: true,
             epoch,
             seen: None,
         };

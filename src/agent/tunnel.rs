@@ -95,6 +95,8 @@ pub(super) struct Tunnel {
     /// See [`Activity`]; milliseconds since `started` plus one, 0 for none.
     unanswered_since: AtomicU64,
     received: AtomicBool,
+    /// Bytes of datagrams in both directions.
+    transferred: AtomicU64,
     /// The engine sleeps until something is sent.
     is_idle: AtomicBool,
     sent: Notify,
@@ -156,6 +158,7 @@ impl Tunnel {
             last_sent: Mutex::default(),
             unanswered_since: AtomicU64::new(0),
             received: AtomicBool::new(false),
+            transferred: AtomicU64::new(0),
             is_idle: AtomicBool::new(true),
             sent: Notify::new(),
         };
@@ -192,6 +195,7 @@ impl Tunnel {
         if !is_quic(&datagram) {
             return;
         }
+        self.count(datagram.len());
         {
             let mut incoming = lock(&self.incoming);
             if incoming.len() >= RECEIVE_QUEUE {
@@ -206,6 +210,15 @@ impl Tunnel {
     /// Passes a message to the ICE engine.
     pub(super) fn deliver_message(&self, message: EngineMessage) {
         let _ = self.messages.try_send(message);
+    }
+
+    /// Returns how many bytes were sent and received.
+    pub(super) fn transferred(&self) -> u64 {
+        self.transferred.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.transferred.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn mark_received(&self) {
@@ -281,6 +294,7 @@ impl Tunnel {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let outlet = self.outlet().ok_or(io::ErrorKind::WouldBlock)?;
         outlet.send(transmit)?;
+        self.count(transmit.contents.len());
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         if let Some(last) = transmit.contents.chunks(segment).next_back() {
             let mut kept = lock(&self.last_sent);
@@ -329,6 +343,7 @@ impl Tunnel {
             if len == 0 {
                 continue;
             }
+            self.count(len);
             if active == Some((port.local_addr(), remote)) {
                 self.mark_received();
             }

@@ -16,6 +16,7 @@ pub(super) struct UdpPort {
     io: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
+    default_ttl: Option<u32>,
 }
 
 impl UdpPort {
@@ -33,7 +34,8 @@ impl UdpPort {
                 tracing::debug!(%error, "the socket keeps its default buffer");
             }
         }
-        Ok(Self { io: UdpSocket::from_std(socket)?, state, local })
+        let default_ttl = socket.ttl().ok();
+        Ok(Self { io: UdpSocket::from_std(socket)?, state, local, default_ttl })
     }
 
     /// Returns the bound address.
@@ -70,6 +72,18 @@ impl UdpPort {
     /// Sends a message of STUN, which is retransmitted if it is lost.
     pub(super) fn send_message(&self, destination: SocketAddr, contents: &[u8]) {
         let _ = self.send(destination, contents, (None, None));
+    }
+
+    /// Sends a message with another TTL than usual, where the system allows it. No other send may run at the same time.
+    pub(super) fn send_probe(&self, destination: SocketAddr, contents: &[u8], ttl: Option<u8>) {
+        let ttl = ttl.zip(self.default_ttl);
+        if let Some((ttl, _)) = ttl {
+            let _ = self.io.set_ttl(ttl.into());
+        }
+        self.send_message(destination, contents);
+        if let Some((_, default)) = ttl {
+            let _ = self.io.set_ttl(default);
+        }
     }
 
     /// Waits until a send may succeed.

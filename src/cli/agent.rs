@@ -138,6 +138,9 @@ struct AgentOptions {
     /// Do not ask the router to map ports
     #[arg(long)]
     no_port_mapping: bool,
+    /// Do not predict or probe the ports of NATs that change ports
+    #[arg(long)]
+    no_spray: bool,
     /// The ICE implementation: our own, or the crate webrtc-ice for comparison
     #[arg(long, value_name = "ginnel|webrtc", default_value = "ginnel", value_parser = ice_implementation, hide_default_value = true)]
     ice: IceImplementation,
@@ -230,6 +233,7 @@ impl AgentOptions {
             .policy(policy)
             .ice(self.ice)
             .port_mapping(!self.no_port_mapping)
+            .spray(!self.no_spray)
             .tls(self.tls.tls()?)
             .proxies(proxy_environment::read()?);
         for server in &self.server {

@@ -18,6 +18,7 @@ pub(super) struct SignalingSection {
     origins: Option<Vec<String>>,
     list: Option<bool>,
     presence: Option<bool>,
+    spray: Option<bool>,
     notify_from: Option<NotifyFromValue>,
     times: measures::TimesSection,
     limits: measures::LimitsSection,
@@ -155,6 +156,7 @@ impl SignalingSection {
             ))?;
         }
         signaling.presence = self.presence.unwrap_or(signaling.presence);
+        signaling.spray = self.spray.unwrap_or(signaling.spray);
         signaling.list = self.list.unwrap_or(signaling.list);
         signaling.notify_from = match self.notify_from {
             None => signaling.notify_from,

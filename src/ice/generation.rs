@@ -19,7 +19,7 @@ pub(super) const MAX_PAIRS: usize = 256;
 pub(super) struct Generation {
     pub(super) local: IceCredentials,
     pub(super) remote: Option<IceCredentials>,
-    remote_candidates: Vec<Candidate>,
+    pub(super) remote_candidates: Vec<Candidate>,
     pub(super) pairs: CheckList,
     pub(super) is_end_of_candidates: bool,
     /// The pair that the peer nominated last, and the number that it had.

@@ -31,11 +31,13 @@
 //! | `requests.rs`, `responses.rs` | checks of the peer, responses to own ones |
 //! | `selection.rs` | which pair carries data, and which is nominated |
 //! | `tcp.rs` | TCP connections (RFC 6544) |
+//! | `control.rs` | messages of the agent beside the checks |
 //! | `probe_budget.rs` | how much is sent to addresses that have not answered |
 
 mod binding;
 mod candidate;
 mod check_list;
+mod control;
 mod credentials;
 mod generation;
 mod machine;

@@ -39,6 +39,8 @@ pub struct Config {
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, sent as `stun2`; default none.
     pub stun2: Option<String>,
+    /// Whether agents may predict and probe the ports of NATs that change ports; default true.
+    pub spray: bool,
 }
 
 impl Default for Config {
@@ -58,6 +60,7 @@ impl Default for Config {
             revoked: Arc::default(),
             ice_servers: IceServers::default(),
             stun2: None,
+            spray: true,
         }
     }
 }

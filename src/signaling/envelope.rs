@@ -76,6 +76,8 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stun2: Option<BoundedString<300>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spray: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) host: Option<BoundedString<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) port: Option<u16>,

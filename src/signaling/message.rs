@@ -213,6 +213,8 @@ pub enum ResponseBody {
         ice_servers: Vec<IceServer>,
         /// `host:port` of the server's second UDP port, which also answers STUN Binding.
         stun2: Option<String>,
+        /// Whether agents may predict and probe the ports of NATs.
+        spray: bool,
         /// The session number; only for tags with an owner.
         epoch: Option<i64>,
         /// The server-reflexive address; only by UDP.

@@ -75,7 +75,7 @@ impl Hub {
             true => self.config.ice_servers.admitted(origin.now, tag.as_str(), admitted),
             false => self.config.ice_servers.public(),
         };
-        let stun2 = self.config.stun2.clone();
+        let (stun2, spray) = (self.config.stun2.clone(), self.config.spray);
         let seen = self.reflexive_address(origin.route.addr, claim.laddrs);
         let max_len = self.max_len(origin);
         let fits = |answer: &ResponseBody| Response { mid, body: answer.clone() }.encode().len() <= max_len;
@@ -83,10 +83,11 @@ impl Hub {
             tag: tag.clone(),
             ice_servers: Vec::new(),
             stun2: None,
+            spray,
             epoch,
             seen,
         };
-        let full = ResponseBody::Registered { tag: tag.clone(), ice_servers, stun2, epoch, seen };
+        let full = ResponseBody::Registered { tag: tag.clone(), ice_servers, stun2, spray, epoch, seen };
         Ok([full, only(seen)].into_iter().find(fits).unwrap_or_else(|| only(None)))
     }
 

@@ -166,6 +166,7 @@ fn response_body(mut envelope: Envelope) -> Option<ResponseBody> {
             tag: f.tag?,
             ice_servers: f.ice_servers.map_or_else(Vec::new, |few| few.0),
             stun2: f.stun2.map(|stun2| stun2.0),
+            spray: f.spray.unwrap_or(true),
             epoch: f.epoch,
             seen: seen(f.addr, f.nat)?,
         },

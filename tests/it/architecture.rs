@@ -136,6 +136,7 @@ const PURE: &[&str] = &[
     "src/agent/keys.rs",
     "src/agent/pinned_tls.rs",
     "src/agent/gathering.rs",
+    "src/agent/hard_nat/",
     "src/agent/nat.rs",
     "src/agent/nat64.rs",
     "src/agent/path.rs",

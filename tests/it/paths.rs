@@ -275,7 +275,6 @@ pairs! {
     fn address_restricted_and_symmetric_connect_directly(): Behind(AddressRestricted), Behind(Symmetric) => Path::Direct;
     fn open_and_symmetric_connect_directly(): Open, Behind(Symmetric) => Path::Direct;
     fn symmetric_and_symmetric_connect_by_relay(): Behind(Symmetric), Behind(Symmetric) => Path::Relay;
-    fn port_restricted_and_symmetric_connect_by_relay(): Behind(PortRestricted), Behind(Symmetric) => Path::Relay;
     fn two_hosts_behind_one_nat_connect_by_their_inner_addresses():
         Behind(PortRestricted), Behind(PortRestricted) => Path::Inner;
     fn two_hosts_behind_one_symmetric_nat_connect_by_their_inner_addresses():
@@ -283,6 +282,22 @@ pairs! {
     fn udp_blocked_and_port_restricted_connect_by_a_relay_over_tcp():
         Behind(UdpBlocked), Behind(PortRestricted) => Path::RelayByTcp;
     fn open_and_udp_blocked_connect_directly_by_tcp(): Open, Behind(UdpBlocked) => Path::Direct;
+}
+
+#[test]
+fn port_restricted_and_symmetric_connect_by_relay_if_one_side_forbids_a_spray() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    for run in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
+        let scene =
+            Scene::new(Place::Behind(NatKind::PortRestricted), Place::Behind(NatKind::Symmetric), false);
+        let key = scene.test_server.key();
+        let usual = AgentOptions { key: Some(&key), options: &[] };
+        let without = AgentOptions { options: &["--no-spray"], ..usual };
+        let (listening, connecting) = if run % 2 == 0 { (without, usual) } else { (usual, without) };
+        scene.assert_path(Path::Relay, listening, connecting);
+    }
 }
 
 #[test]

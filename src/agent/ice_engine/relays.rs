@@ -100,8 +100,8 @@ impl IceEngine {
         let payload = message.bytes.slice(payload);
         if payload.first().is_some_and(|first| *first > 3) {
             self.tunnel.deliver(payload);
-        } else if let (Some(relayed), Some(agent)) = (relay.relayed_for(peer), &mut self.agent) {
-            agent.handle_message(now, relayed, peer, &payload);
+        } else if let Some(relayed) = relay.relayed_for(peer) {
+            self.handle_peer_message(now, (relayed, peer), &payload);
         }
     }
 

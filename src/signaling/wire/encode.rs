@@ -100,10 +100,12 @@ impl Response {
         let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
         let object = |fields: Fields| Some(FieldsObject(Box::new(fields)));
         let (t, token) = match self.body.clone() {
-            ResponseBody::Registered { tag, ice_servers, stun2, epoch, seen } => {
+            ResponseBody::Registered { tag, ice_servers, stun2, spray, epoch, seen } => {
                 let ice_servers = (!ice_servers.is_empty()).then_some(BoundedVec(ice_servers));
                 let stun2 = stun2.map(BoundedString);
-                out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, epoch, ..seen.into() });
+                let spray = (!spray).then_some(false);
+                out.extra =
+                    object(Fields { tag: Some(tag), ice_servers, stun2, spray, epoch, ..seen.into() });
                 (MessageType::Register, None)
             }
             ResponseBody::Alive => (MessageType::Heartbeat, None),

@@ -93,6 +93,7 @@ fn every_message() -> Vec<Message> {
             tag: tag("a"),
             ice_servers: vec![server],
             stun2: Some("x:3479".into()),
+            spray: false,
             epoch: Some(1),
             seen: from.map(|addr| ReflexiveAddress { addr, nat: Some(true) }),
         },
