@@ -7,6 +7,7 @@ mod mappings;
 mod names;
 mod extra_sockets;
 mod relays;
+mod simultaneous_open;
 mod translation;
 
 use super::candidate::CandidatePath;
@@ -34,6 +35,7 @@ use crate::turn_client::LongTermCredentials;
 use names::Names;
 use extra_sockets::ExtraSockets;
 use relays::Relays;
+use simultaneous_open::SimultaneousOpen;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,6 +76,7 @@ pub(super) struct IceEngine {
     ports: Vec<Arc<UdpPort>>,
     extra: ExtraSockets,
     streams: PeerStreams,
+    simultaneous_open: SimultaneousOpen,
     gathering: Gathering,
     network: NetworkChanges,
     mapper: PortMapper,
@@ -105,6 +108,7 @@ impl IceEngine {
             tunnel,
             queues,
             ports: Vec::new(),
+            simultaneous_open: SimultaneousOpen::default(),
             gathering: Gathering::new(now, server, rand::random()),
             network: NetworkChanges::start(),
             names: Names::default(),
@@ -199,6 +203,7 @@ impl IceEngine {
             Err(error) => return tracing::debug!(%error, "an unusable remote candidate"),
         };
         let translated = self.translate(&candidate);
+        self.note_simultaneous_open(now, &candidate);
         if let Some(agent) = &mut self.agent {
             for candidate in translated.into_iter().chain([candidate]) {
                 agent.add_remote_candidate(now, candidate);
@@ -323,6 +328,8 @@ impl IceEngine {
     fn handle_stream(&mut self, now: Instant, event: PeerStreamEvent) {
         let Some(agent) = &mut self.agent else { return };
         match event {
+            PeerStreamEvent::Mapped { base, address } => self.handle_tcp_mapping(now, base, address),
+            PeerStreamEvent::Unmapped { base } => self.handle_tcp_unmapped(now, base),
             PeerStreamEvent::Opened(key, stream, direction) => {
                 if self.streams.start(key, stream, direction) && direction == Direction::Connected {
                     agent.handle_tcp_connected(now, key.0, key.1);
@@ -410,6 +417,7 @@ impl IceEngine {
             agent.handle_timeout(now);
         }
         self.conclude_gathering(now);
+        self.gather_simultaneous_open(now);
     }
 
     fn look_at_traffic(&mut self, now: Instant) {
@@ -593,7 +601,7 @@ impl IceEngine {
                 self.queues.send(EngineEvent::Disconnected);
                 self.repair(now);
             }
-            IceEvent::Connect { local, remote, .. } => self.streams.open((local, remote)),
+            IceEvent::Connect { local, remote, transport } => self.streams.open((local, remote), transport),
             IceEvent::Close { local, remote } => self.streams.close((local, remote)),
             other => tracing::trace!(?other, "of the ICE agent"),
         }

@@ -1,14 +1,17 @@
-//! TCP connections with the peer ([RFC 6544](https://www.rfc-editor.org/rfc/rfc6544)): opened from active candidates, accepted at passive ones.
+//! TCP connections with the peer ([RFC 6544](https://www.rfc-editor.org/rfc/rfc6544)): opened from active candidates, accepted at passive ones, or
+//! opened from both sides at once between two NATs.
 //!
 //! Every message has its length before it ([RFC 4571](https://www.rfc-editor.org/rfc/rfc4571)). Datagrams of QUIC go to the tunnel, messages of STUN
 //! to the ICE engine. The machine of `src/ice/` decides which connections are opened and closed.
 
 use super::datagram_queue::DatagramQueue;
+use super::nat;
 use super::tunnel::Tunnel;
+use crate::ice::CandidateTransport;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +26,11 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most accepted connections; a peer needs one for each pair of addresses.
 const MAX_ACCEPTED: usize = 32;
 const BACKLOG: u32 = 16;
+/// Between requests to the server, which keep a mapping, and the time limit of each.
+const MAPPING_KEEPALIVE: Duration = Duration::from_secs(25);
+const MAPPING_TIMEOUT: Duration = Duration::from_secs(4);
+/// Length of a STUN message without attributes.
+const STUN_HEADER: usize = 20;
 const QUEUE: usize = 64;
 const READ_BUFFER: usize = 64 << 10;
 /// Bytes that are not sent yet, at most: what waits in the system adds to every round trip.
@@ -36,6 +44,10 @@ pub(super) type StreamKey = (SocketAddr, SocketAddr);
 pub(super) enum PeerStreamEvent {
     /// It is open: accepted, or opened by [`PeerStreams::open`].
     Opened(StreamKey, TcpStream, Direction),
+    /// The server sees this base with this address.
+    Mapped { base: SocketAddr, address: SocketAddr },
+    /// The mapping of this base is not kept any more.
+    Unmapped { base: SocketAddr },
     /// A message of STUN.
     Message(StreamKey, Bytes),
     /// It has ended, or could not be opened.
@@ -61,13 +73,21 @@ pub(super) struct PeerStreams {
     events: mpsc::Sender<PeerStreamEvent>,
     events_rx: mpsc::Receiver<PeerStreamEvent>,
     streams: HashMap<StreamKey, PeerStream>,
+    opening: HashMap<StreamKey, AbortHandle>,
     tasks: JoinSet<()>,
 }
 
 impl PeerStreams {
     pub(super) fn new(tunnel: Arc<Tunnel>) -> Self {
         let (events, events_rx) = mpsc::channel(QUEUE);
-        Self { tunnel, events, events_rx, streams: HashMap::new(), tasks: JoinSet::new() }
+        Self {
+            tunnel,
+            events,
+            events_rx,
+            streams: HashMap::new(),
+            opening: HashMap::new(),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// Waits for the next event.
@@ -86,12 +106,26 @@ impl PeerStreams {
         Ok(local)
     }
 
-    /// Opens a connection from any port of the candidate's address.
-    pub(super) fn open(&mut self, key: StreamKey) {
+    /// Keeps a TCP connection to the server from a new port, whose mapping it reports: for simultaneous open.
+    pub(super) fn map(&mut self, ip: IpAddr, server: SocketAddr) -> io::Result<()> {
+        self.forget_ended();
+        let socket = shared_socket(SocketAddr::new(ip, 0))?;
+        let (base, events) = (socket.local_addr()?, self.events.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = keep_mapping(socket, base, server, &events).await {
+                tracing::debug!(%error, %base, "no mapping for simultaneous open");
+            }
+            let _ = events.send(PeerStreamEvent::Unmapped { base }).await;
+        });
+        Ok(())
+    }
+
+    /// Opens a connection: for simultaneous open from the candidate's base, otherwise from any port of its address.
+    pub(super) fn open(&mut self, key: StreamKey, transport: CandidateTransport) {
         self.forget_ended();
         let events = self.events.clone();
-        self.tasks.spawn(async move {
-            let opened = timeout(CONNECT_TIMEOUT, async { connect(key).await }).await;
+        let task = self.tasks.spawn(async move {
+            let opened = timeout(CONNECT_TIMEOUT, async { connect(key, transport).await }).await;
             let event = match opened.map_err(io::Error::from) {
                 Ok(Ok(stream)) => PeerStreamEvent::Opened(key, stream, Direction::Connected),
                 Ok(Err(error)) | Err(error) => {
@@ -101,6 +135,9 @@ impl PeerStreams {
             };
             let _ = events.send(event).await;
         });
+        if let Some(replaced) = self.opening.insert(key, task) {
+            replaced.abort();
+        }
     }
 
     /// Begins to read and write an open connection; `false` if there are too many.
@@ -129,6 +166,7 @@ impl PeerStreams {
     /// A set keeps its ended tasks until they are taken.
     fn forget_ended(&mut self) {
         while self.tasks.try_join_next().is_some() {}
+        self.opening.retain(|_, task| !task.is_finished());
     }
 
     /// Returns the queue of an open connection.
@@ -145,6 +183,9 @@ impl PeerStreams {
 
     /// Closes a connection.
     pub(super) fn close(&mut self, key: StreamKey) {
+        if let Some(opening) = self.opening.remove(&key) {
+            opening.abort();
+        }
         if let Some(stream) = self.streams.remove(&key) {
             stream.task.abort();
         }
@@ -157,8 +198,52 @@ fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-async fn connect((local, remote): StreamKey) -> io::Result<TcpStream> {
-    socket(SocketAddr::new(local.ip(), 0))?.connect(remote).await
+/// Returns a socket whose port others may share: those that connect elsewhere.
+fn shared_socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    #[cfg(unix)]
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+async fn connect((local, remote): StreamKey, transport: CandidateTransport) -> io::Result<TcpStream> {
+    let socket = match transport {
+        CandidateTransport::TcpSimultaneousOpen => shared_socket(local)?,
+        _ => socket(SocketAddr::new(local.ip(), 0))?,
+    };
+    socket.connect(remote).await
+}
+
+/// Asks the server for the mapping again and again; each answer keeps it.
+async fn keep_mapping(
+    socket: TcpSocket,
+    base: SocketAddr,
+    server: SocketAddr,
+    events: &mpsc::Sender<PeerStreamEvent>,
+) -> io::Result<()> {
+    let mut stream = timeout(MAPPING_TIMEOUT, socket.connect(server)).await??;
+    let mut known = None;
+    loop {
+        let mapped = timeout(MAPPING_TIMEOUT, ask_mapping(&mut stream)).await??;
+        if let Some(address) = mapped.filter(|_| mapped != known) {
+            known = mapped;
+            let _ = events.send(PeerStreamEvent::Mapped { base, address }).await;
+        }
+        tokio::time::sleep(MAPPING_KEEPALIVE).await;
+    }
+}
+
+async fn ask_mapping(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let id = rand::random();
+    stream.write_all(&nat::binding_request(id)).await?;
+    let mut message = vec![0; STUN_HEADER];
+    stream.read_exact(&mut message).await?;
+    let length = usize::from(u16::from_be_bytes([message[2], message[3]]));
+    message.resize(STUN_HEADER + length, 0);
+    stream.read_exact(&mut message[STUN_HEADER..]).await?;
+    Ok(nat::binding_response(&message, id))
 }
 
 async fn accept(listener: TcpListener, local: SocketAddr, events: mpsc::Sender<PeerStreamEvent>) {
@@ -251,7 +336,7 @@ mod tests {
         let mut b = PeerStreams::new(Arc::clone(&other));
         let listening = a.listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let active: SocketAddr = "127.0.0.1:9".parse().unwrap();
-        b.open((active, listening));
+        b.open((active, listening), CandidateTransport::TcpActive);
         let PeerStreamEvent::Opened(from_b, stream, Direction::Connected) = b.next().await else {
             panic!("not opened")
         };
@@ -279,5 +364,50 @@ mod tests {
         a.close(from_a);
         let PeerStreamEvent::Closed(key) = b.next().await else { panic!("not closed") };
         assert_eq!(key, from_b);
+    }
+
+    /// Answers Binding requests on TCP connections, as a server does.
+    async fn answer_bindings(listener: TcpListener) {
+        while let Ok((mut stream, from)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; STUN_HEADER];
+                while stream.read_exact(&mut request).await.is_ok() {
+                    let id = crate::stun::Message::parse(&request).unwrap().transaction();
+                    let response = crate::stun::Builder::new(
+                        crate::stun::Class::Success,
+                        crate::stun::Method::BINDING,
+                        id,
+                    );
+                    let response = response.xor_address(crate::stun::attr::XOR_MAPPED_ADDRESS, from).finish();
+                    stream.write_all(&response).await.unwrap();
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_for_simultaneous_open_has_the_port_that_the_server_sees() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        let answering = tokio::spawn(answer_bindings(listener));
+        let mut streams = PeerStreams::new(Tunnel::new(None).0);
+        streams.map(server.ip(), server).unwrap();
+        let PeerStreamEvent::Mapped { base, address } = streams.next().await else { panic!("not mapped") };
+        assert_eq!(base, address);
+        let peer = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = (base, peer.local_addr().unwrap());
+        streams.open(key, CandidateTransport::TcpSimultaneousOpen);
+        let (_accepted, from) = peer.accept().await.unwrap();
+        assert_eq!(from, base);
+        let PeerStreamEvent::Opened(opened, _, Direction::Connected) = streams.next().await else {
+            panic!("not opened")
+        };
+        assert_eq!(opened, key);
+        // One that is still opening is given up, so that it can be opened again.
+        let silent: SocketAddr = "192.0.2.1:9".parse().unwrap();
+        streams.open((base, silent), CandidateTransport::TcpSimultaneousOpen);
+        streams.close((base, silent));
+        assert!(streams.opening.is_empty() || streams.opening.keys().all(|key| key.1 != silent));
+        answering.abort();
     }
 }
