@@ -4,6 +4,7 @@
 //! and `GINNEL_MATRIX_WORKERS` sets how many cells run at the same time.
 
 mod cells;
+mod hard;
 mod report;
 mod run;
 mod scene;
