@@ -228,10 +228,11 @@ impl Gathering {
         self.main
     }
 
-    /// Returns its mapped address.
-    pub(super) fn mapping(&self) -> Option<SocketAddr> {
-        let is_main = |probe: &&Probe| Some(probe.base) == self.main && probe.server == self.server;
-        self.probes.iter().find(is_main).and_then(|probe| probe.mapped)
+    /// Returns its mapped IPv4 address.
+    pub(super) fn ipv4_mapping(&self) -> Option<SocketAddr> {
+        let of_main = self.probes.iter().filter(|probe| Some(probe.base) == self.main);
+        let mut first = of_main.filter(|probe| Some(probe.server) != self.second_server);
+        first.find_map(|probe| probe.mapped.filter(SocketAddr::is_ipv4))
     }
 
     /// Returns whether UDP fails to reach the server, once that is known.

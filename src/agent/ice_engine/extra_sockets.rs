@@ -132,7 +132,7 @@ impl IceEngine {
             self.extra.relayed_from = self.tunnel.transferred();
             self.extra.hard_nat.set_path(now, path);
         }
-        self.extra.hard_nat.set_nat(self.gathering.nat(), self.gathering.mapping());
+        self.extra.hard_nat.set_nat(self.gathering.nat(), self.gathering.ipv4_mapping());
         while let Some(output) = self.extra.hard_nat.poll_output() {
             match output {
                 HardNatOutput::Message(message) => self.send_control(now, message),
@@ -170,7 +170,9 @@ impl IceEngine {
             ProbeSource::Main => self.gathering.main().and_then(|base| self.port(base)),
             ProbeSource::Extra(index) => self.extra.probing.get(index).and_then(Option::as_ref),
         };
-        let (Some(port), Some(agent)) = (port.cloned(), &mut self.agent) else { return };
+        let Some(port) = port.cloned() else { return };
+        let to = if port.local_addr().is_ipv6() { self.translate_address(to) } else { Some(to) };
+        let (Some(to), Some(agent)) = (to, &mut self.agent) else { return };
         if let Some(bytes) = agent.probe() {
             port.send_probe(to, &bytes, ttl);
         }

@@ -54,6 +54,11 @@ impl IceEngine {
         Some(Candidate { address, base: address, ..candidate.clone() })
     }
 
+    /// Returns an IPv4 address as it is reached through a NAT64.
+    pub(super) fn translate_address(&self, address: SocketAddr) -> Option<SocketAddr> {
+        self.translation.synthesize(address)
+    }
+
     /// Asks the server for the IPv4 address that a NAT64 gives this host; the relay tells the server's own one.
     pub(super) fn map_through_nat64(&mut self, now: Instant, relayed: SocketAddr) {
         let server = SocketAddr::new(relayed.ip(), self.config.server.port());
