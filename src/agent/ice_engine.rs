@@ -3,9 +3,9 @@
 //! The task owns the state machines. QUIC's endpoint reads the sockets and passes on what is not QUIC's (see [`Tunnel`]); the task sends checks
 //! and sets the outlet to the selected pair. It looks at the data's signs of life every [`TICK`] while there is traffic.
 
+mod extra_sockets;
 mod mappings;
 mod names;
-mod extra_sockets;
 mod relays;
 mod simultaneous_open;
 mod translation;
@@ -32,8 +32,8 @@ use crate::ice::{
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::turn_client::LongTermCredentials;
-use names::Names;
 use extra_sockets::ExtraSockets;
+use names::Names;
 use relays::Relays;
 use simultaneous_open::SimultaneousOpen;
 use std::net::{IpAddr, SocketAddr};

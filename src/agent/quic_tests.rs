@@ -73,7 +73,15 @@ fn side(
 
 fn config(implementation: IceImplementation, policy: PathPolicy, server: SocketAddr) -> EngineConfig {
     let name = ServerName { host: server.ip().to_string(), port: server.port(), tls: false };
-    EngineConfig { implementation, policy, server, name, dialer: Dialer::default(), port_mapping: false, is_spray_allowed: true }
+    EngineConfig {
+        implementation,
+        policy,
+        server,
+        name,
+        dialer: Dialer::default(),
+        port_mapping: false,
+        is_spray_allowed: true,
+    }
 }
 
 fn credentials(role: AgentRole) -> IceCredentials {

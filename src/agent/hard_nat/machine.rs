@@ -180,6 +180,13 @@ impl HardNat {
         (self.nat, self.address) = (nat, address);
     }
 
+    /// Adds an address that is never probed.
+    pub(in crate::agent) fn add_server(&mut self, ip: IpAddr) {
+        if !self.config.servers.contains(&ip) {
+            self.config.servers.push(ip);
+        }
+    }
+
     /// Handles that the server forbids prediction and spray.
     pub(in crate::agent) fn forbid(&mut self, now: Instant) {
         self.is_vetoed = true;

@@ -36,6 +36,7 @@ impl IceEngine {
         self.config.name = name;
         tracing::debug!(%address, "the server has another address");
         self.config.server = address;
+        self.extra.hard_nat.add_server(address.ip());
         self.tunnel.set_turn_server(address);
         self.relays.clients.clear();
         self.gathering.set_server(address);
