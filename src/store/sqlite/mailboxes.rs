@@ -1,14 +1,12 @@
-//! The statements that create and read mailboxes, and append to them.
+//! The statements that create and read mailboxes, and the row of a message.
 
 use super::accounts::parsed;
-use super::used_bytes::UsedBytes;
-use crate::limits::Limit;
 use crate::store::{
-    AccountDeviceId, Appended, FORGET_EVERY, Full, Mailbox, MailboxId, MessageCopy, MessageKind, NewMessage,
-    PageSize, REMEMBERED_FOR_MS, REMEMBERED_IDS, StoreError, StoreLimits, StoredMessage,
+    AccountDeviceId, FORGET_EVERY, Mailbox, MailboxId, MessageKind, PageSize, REMEMBERED_IDS, StoreError,
+    StoredMessage,
 };
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, params};
+use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Statement, params};
 
 pub(super) const PAGE_COUNT: &str = "PRAGMA page_count";
 pub(super) const FREE_PAGES: &str = "PRAGMA freelist_count";
@@ -62,143 +60,9 @@ pub(super) fn mailbox(connection: &Connection, id: MailboxId) -> Result<Mailbox,
     found.ok_or(StoreError::NotFound)
 }
 
-pub(super) fn append(
-    connection: &Connection,
-    limits: &StoreLimits,
-    used: &UsedBytes,
-    message: &NewMessage,
-) -> Result<Vec<Appended>, StoreError> {
-    check_stored_bytes(connection, limits, used, message)?;
-    let sender = message.sender.to_string();
-    let append_all = || -> Result<Vec<_>, StoreError> {
-        message.copies.iter().map(|copy| append_copy(connection, limits, message, &sender, copy)).collect()
-    };
-    // A single copy changes nothing if it is refused.
-    if message.copies.len() < 2 {
-        return append_all();
-    }
-    connection.prepare_cached("SAVEPOINT message")?.execute([])?;
-    let result = append_all();
-    if result.is_err() && !connection.is_autocommit() {
-        connection.prepare_cached("ROLLBACK TO message")?.execute([])?;
-    }
-    if !connection.is_autocommit() {
-        connection.prepare_cached("RELEASE message")?.execute([])?;
-    }
-    result
-}
-
 /// Returns a number of pages: `page_count`, or those of them that are free, `freelist_count`.
 pub(super) fn pages(connection: &Connection, pragma: &'static str) -> SqlResult<u64> {
     connection.prepare_cached(pragma)?.query_row([], |row| number(row, 0))
-}
-
-/// Refuses a message if the pages in use have as many bytes as the store may.
-fn check_stored_bytes(
-    connection: &Connection,
-    limits: &StoreLimits,
-    used: &UsedBytes,
-    message: &NewMessage,
-) -> Result<(), StoreError> {
-    let bytes = message.copies.iter().map(|copy| copy.body.len() as u64).sum();
-    if !used.has_room(connection, bytes, limits.stored_bytes)? {
-        Limit::StoreBytes.reached(limits.stored_bytes);
-        return Err(StoreError::Full(Full::Store));
-    }
-    used.add(message.copies.len() as u64, bytes);
-    Ok(())
-}
-
-fn append_copy(
-    connection: &Connection,
-    limits: &StoreLimits,
-    message: &NewMessage,
-    sender: &str,
-    copy: &MessageCopy,
-) -> Result<Appended, StoreError> {
-    // Checks the limits, looks for a duplicate and takes the next number in one statement.
-    let statement = "INSERT INTO message_ids (mailbox, sender, message_id, sequence, forget_at)
-        SELECT box.id, ?2, ?3, box.last_sequence + 1, ?4 FROM mailboxes AS box
-        LEFT JOIN mailbox_senders AS held ON held.mailbox = box.id AND held.sender = ?2
-        WHERE box.id = ?1 AND box.messages < ?5 AND box.bytes + ?6 <= ?7
-            AND (box.messages < ?8 AND box.bytes + ?6 <= ?9
-                AND coalesce(held.messages, 0) < ?10 AND coalesce(held.bytes, 0) + ?6 <= ?11
-                OR box.owner = ?2
-                OR EXISTS (SELECT 1 FROM contacts WHERE owner = box.owner AND contact = ?2))
-        ON CONFLICT DO NOTHING RETURNING sequence";
-    let length = copy.body.len() as u64;
-    let values = params![
-        copy.mailbox.0,
-        sender,
-        message.message_id,
-        to_number(message.stored_at_ms.saturating_add(REMEMBERED_FOR_MS)),
-        to_number(limits.messages_per_mailbox),
-        to_number(length),
-        to_number(limits.bytes_per_mailbox),
-        to_number(limits.strangers.messages_per_mailbox),
-        to_number(limits.strangers.bytes_per_mailbox),
-        to_number(limits.strangers.messages_per_sender),
-        to_number(limits.strangers.bytes_per_sender),
-    ];
-    let sequence =
-        connection.prepare_cached(statement)?.query_row(values, |row| number(row, 0)).optional()?;
-    let Some(sequence) = sequence else {
-        return refuse(connection, limits, copy, sender, &message.message_id);
-    };
-    let statement = "INSERT INTO mailbox_senders (mailbox, sender, messages, bytes) VALUES (?1, ?2, 1, ?3)
-        ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + ?3";
-    connection.prepare_cached(statement)?.execute(params![copy.mailbox.0, sender, to_number(length)])?;
-    let statement = "UPDATE mailboxes SET last_sequence = ?2, messages = messages + 1, bytes = bytes + ?3
-        WHERE id = ?1";
-    let values = params![copy.mailbox.0, to_number(sequence), to_number(length)];
-    connection.prepare_cached(statement)?.execute(values)?;
-    let row = NewRow {
-        mailbox: copy.mailbox.0,
-        sequence,
-        kind: MessageKind::Message,
-        sender,
-        sender_device: message.sender_device.map(|device| device.0),
-        message_id: &message.message_id,
-        is_encrypted: copy.is_encrypted,
-        body: &copy.body,
-        stored_at_ms: message.stored_at_ms,
-        expires_at_ms: message.expires_at_ms,
-    };
-    row.insert(connection)?;
-    Ok(Appended::Stored(sequence))
-}
-
-/// Finds out why a mailbox did not take a message.
-fn refuse(
-    connection: &Connection,
-    limits: &StoreLimits,
-    copy: &MessageCopy,
-    sender: &str,
-    message_id: &str,
-) -> Result<Appended, StoreError> {
-    let (id, length) = (copy.mailbox, copy.body.len() as u64);
-    let state = mailbox(connection, id)?;
-    let statement = "SELECT 1 FROM message_ids WHERE mailbox = ?1 AND sender = ?2 AND message_id = ?3";
-    if connection.prepare_cached(statement)?.exists(params![id.0, sender, message_id])? {
-        return Ok(Appended::Duplicate);
-    }
-    let bytes = state.bytes.saturating_add(length);
-    if state.messages < limits.messages_per_mailbox && bytes <= limits.bytes_per_mailbox {
-        let statement = "SELECT messages, bytes FROM mailbox_senders WHERE mailbox = ?1 AND sender = ?2";
-        let read = |row: &Row<'_>| Ok((number(row, 0)?, number(row, 1)?));
-        let held = connection.prepare_cached(statement)?.query_row(params![id.0, sender], read).optional()?;
-        let (messages, bytes) = held.unwrap_or_default();
-        let strangers = &limits.strangers;
-        if messages >= strangers.messages_per_sender || bytes + length > strangers.bytes_per_sender {
-            Limit::StoreSenderShare.reached(strangers.messages_per_sender);
-            return Err(StoreError::Full(Full::SenderShare(id)));
-        }
-    }
-    match state.messages >= limits.strangers.messages_per_mailbox.min(limits.messages_per_mailbox) {
-        true => Limit::StoreMessagesPerMailbox.reached(limits.messages_per_mailbox),
-        false => Limit::StoreBytesPerMailbox.reached(limits.bytes_per_mailbox),
-    }
-    Err(StoreError::Full(Full::Mailbox(id)))
 }
 
 /// A row of the table of messages.
@@ -215,12 +79,19 @@ pub(super) struct NewRow<'a> {
     pub(super) expires_at_ms: u64,
 }
 
+/// The statement of [`NewRow::insert`].
+pub(super) const INSERT_MESSAGE: &str =
+    "INSERT INTO messages (mailbox, sequence, kind, sender, sender_device,
+        message_id, is_encrypted, body, stored_at, expires_at)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+
 impl NewRow<'_> {
-    /// Stores it, and at times forgets the ids of long ago.
-    pub(super) fn insert(&self, connection: &Connection) -> Result<(), StoreError> {
-        let statement = "INSERT INTO messages (mailbox, sequence, kind, sender, sender_device, message_id,
-                is_encrypted, body, stored_at, expires_at)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+    /// Stores it with the statement [`INSERT_MESSAGE`], and at times forgets the ids of long ago.
+    pub(super) fn insert(
+        &self,
+        connection: &Connection,
+        statement: &mut Statement<'_>,
+    ) -> Result<(), StoreError> {
         let values = params![
             self.mailbox,
             to_number(self.sequence),
@@ -233,7 +104,7 @@ impl NewRow<'_> {
             to_number(self.stored_at_ms),
             to_number(self.expires_at_ms),
         ];
-        connection.prepare_cached(statement)?.execute(values)?;
+        statement.execute(values)?;
         if !self.sequence.is_multiple_of(FORGET_EVERY) {
             return Ok(());
         }

@@ -8,12 +8,14 @@
 //! | `reserve.rs` | room on the disk for what removes |
 //! | `used_bytes.rs` | how much is stored, for the limit |
 //! | `call_queue.rs` | the bounded queue before each of them |
-//! | `accounts.rs`, `mailboxes.rs`, `removal.rs` | the statements |
+//! | `append.rs`, `writer_connection.rs` | what an append does, and its statements, compiled once |
+//! | `accounts.rs`, `mailboxes.rs`, `removal.rs` | the other statements |
 //!
 //! The database is in WAL mode with `synchronous = FULL`: a commit returns after the log that contains it has been synchronised with the
 //! disk. Readers see the last commit, and neither wait for the writer nor block it.
 
 mod accounts;
+mod append;
 mod call_queue;
 mod failure;
 mod mailboxes;
@@ -23,6 +25,7 @@ mod reserve;
 mod schema;
 mod used_bytes;
 mod writer;
+mod writer_connection;
 
 pub use writer::CommitCounts;
 
@@ -43,6 +46,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use writer::{Room, Writer};
+use writer_connection::WriterConnection;
 
 /// Settings of [`SqliteStore`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,7 +184,7 @@ impl SqliteStore {
 
     fn write<T: Send + 'static>(
         &self,
-        operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+        operation: impl FnMut(&mut WriterConnection<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
         self.shared.writer.submit(Room::Takes(0), operation)
     }
@@ -189,7 +193,7 @@ impl SqliteStore {
     fn write_checked<T: Send + 'static>(
         &self,
         checked: Result<(), StoreError>,
-        operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+        operation: impl FnMut(&mut WriterConnection<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
         match checked {
             Ok(()) => self.write(operation),
@@ -294,7 +298,9 @@ impl Store for SqliteStore {
 
     fn remove_contact(&self, owner: &Party, contact: &Party) -> StoreFuture<()> {
         let (owner, contact) = (owner.to_string(), contact.to_string());
-        let remove = move |connection: &_| accounts::remove_contact(connection, &owner, &contact);
+        let remove = move |connection: &mut WriterConnection<'_>| {
+            accounts::remove_contact(connection, &owner, &contact)
+        };
         self.shared.writer.submit(Room::Frees, remove)
     }
 
@@ -323,7 +329,9 @@ impl Store for SqliteStore {
                 Some(mailbox) => Ok(mailbox),
                 None => {
                     checked?;
-                    let create = move |connection: &_| mailboxes::open_mailbox(connection, &owner);
+                    let create = move |connection: &mut WriterConnection<'_>| {
+                        mailboxes::open_mailbox(connection, &owner)
+                    };
                     shared.writer.submit(Room::Takes(0), create).await
                 }
             }
@@ -340,8 +348,8 @@ impl Store for SqliteStore {
         }
         let shared = Arc::clone(&self.shared);
         let bytes = message.copies.iter().map(|copy| copy.body.len()).sum();
-        let append = move |connection: &_| {
-            mailboxes::append(connection, &shared.limits, shared.writer.used_bytes(), &message)
+        let append = move |writer: &mut WriterConnection<'_>| {
+            append::append(writer, &shared.limits, shared.writer.used_bytes(), &message)
         };
         self.shared.writer.submit(Room::Takes(bytes), append)
     }

@@ -4,8 +4,9 @@
 
 use super::Shared;
 use super::accounts::{self, parsed, rows};
-use super::mailboxes::{NewRow, mailbox, number, to_number};
+use super::mailboxes::{INSERT_MESSAGE, NewRow, mailbox, number, to_number};
 use super::writer::Room;
+use super::writer_connection::WriterConnection;
 use crate::limits::Limit;
 use crate::store::{
     AccountDeviceId, Acknowledgement, MailboxId, MessageKind, Party, Removed, StoreError, StoreFuture,
@@ -154,7 +155,9 @@ pub(super) fn remove_account_device(
     device: AccountDeviceId,
     now_ms: u64,
 ) -> StoreFuture<Removed> {
-    let remove = move |connection: &Connection| accounts::remove_account_device(connection, &account, device);
+    let remove = move |connection: &mut WriterConnection<'_>| {
+        accounts::remove_account_device(connection, &account, device)
+    };
     let removed = shared.writer.submit(Room::Frees, remove);
     Box::pin(async move {
         let mailbox = removed.await?;
@@ -259,7 +262,7 @@ fn append_receipt(
         stored_at_ms: now_ms,
         expires_at_ms: now_ms.saturating_add(message.lifetime_ms),
     };
-    row.insert(connection)?;
+    row.insert(connection, &mut *connection.prepare_cached(INSERT_MESSAGE)?)?;
     Ok(Receipt::Appended(MailboxId(mailbox)))
 }
 

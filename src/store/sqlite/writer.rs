@@ -8,6 +8,7 @@ use super::failure::{is_disk_full, is_fatal};
 use super::mailboxes::{FREE_PAGES, PAGE_BYTES, pages};
 use super::reserve::Reserve;
 use super::used_bytes::UsedBytes;
+use super::writer_connection::WriterConnection;
 use crate::limits::sampled;
 use crate::net::time;
 use crate::store::{StoreError, StoreFuture};
@@ -58,7 +59,7 @@ impl Room {
 /// back ([`is_fatal`]).
 trait Write: Send {
     /// Runs inside the open transaction and keeps the result; returns whether the transaction can go on.
-    fn run(&mut self, connection: &Connection) -> bool;
+    fn run(&mut self, connection: &mut WriterConnection<'_>) -> bool;
 
     /// Answers the caller with the kept result, or with the error of the commit.
     fn finish(self: Box<Self>, commit: Result<(), StoreError>);
@@ -80,9 +81,9 @@ struct QueuedCall<T, F> {
 impl<T, F> Write for QueuedCall<T, F>
 where
     T: Send,
-    F: FnMut(&Connection) -> Result<T, StoreError> + Send,
+    F: FnMut(&mut WriterConnection<'_>) -> Result<T, StoreError> + Send,
 {
-    fn run(&mut self, connection: &Connection) -> bool {
+    fn run(&mut self, connection: &mut WriterConnection<'_>) -> bool {
         let result = (self.operation)(connection);
         let can_go_on = !matches!(&result, Err(error) if is_fatal(error));
         self.result = Some(result);
@@ -147,7 +148,7 @@ impl Writer {
     pub(super) fn submit<T: Send + 'static>(
         &self,
         room: Room,
-        operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+        operation: impl FnMut(&mut WriterConnection<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<T> {
         let (caller, answer) = oneshot::channel();
         let call = QueuedCall { room, operation, result: None, caller };
@@ -205,7 +206,7 @@ pub(super) fn run(connection: &Connection, writer: &Writer, commit_wait: Duratio
     let _close = CloseOnDrop(writer);
     let bytes = reserve.as_ref().map_or(usize::MAX, Reserve::batch_bytes);
     let most = BatchSize { calls: MAX_BATCH, bytes };
-    let mut thread = WriterThread { connection, writer, reserve };
+    let mut thread = WriterThread { connection: WriterConnection::new(connection), writer, reserve };
     let mut batch: Vec<Box<dyn Write>> = Vec::new();
     let mut expected = 1;
     while writer.queue.pop_batch(&mut batch, most, expected, commit_wait) {
@@ -216,7 +217,7 @@ pub(super) fn run(connection: &Connection, writer: &Writer, commit_wait: Duratio
 
 /// What the thread has.
 struct WriterThread<'a> {
-    connection: &'a Connection,
+    connection: WriterConnection<'a>,
     writer: &'a Writer,
     /// Absent if the file system does not tell its size.
     reserve: Option<Reserve>,
@@ -267,13 +268,13 @@ impl WriterThread<'_> {
     }
 
     /// Runs the calls in one transaction; rolls it back if it fails.
-    fn commit(&self, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
+    fn commit(&mut self, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
         self.writer.used_bytes.forget();
-        let result = run_transaction(self.connection, calls);
+        let result = run_transaction(&mut self.connection, calls);
         // SQLite has rolled back already after some errors.
         if result.is_err()
             && !self.connection.is_autocommit()
-            && let Err(error) = execute(self.connection, "ROLLBACK")
+            && let Err(error) = execute(&self.connection, "ROLLBACK")
         {
             sampled!(warn, time::mono(), %error, "a transaction was not rolled back");
         }
@@ -305,7 +306,7 @@ impl WriterThread<'_> {
     }
 
     fn free_pages(&self) -> u64 {
-        pages(self.connection, FREE_PAGES).unwrap_or(0)
+        pages(&self.connection, FREE_PAGES).unwrap_or(0)
     }
 
     /// Gives the room of the reserve to the database; returns false if there is none.
@@ -330,7 +331,7 @@ impl Writer {
     }
 }
 
-fn run_transaction(connection: &Connection, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
+fn run_transaction(connection: &mut WriterConnection<'_>, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
     execute(connection, "BEGIN IMMEDIATE")?;
     for call in calls {
         if !call.run(connection) {
@@ -410,7 +411,7 @@ mod tests {
         assert_eq!(wait(removed).unwrap(), 1);
         let writer = Writer::new(1 << 20);
         let large = || {
-            let write = |connection: &Connection| {
+            let write = |connection: &mut WriterConnection<'_>| {
                 Ok(connection.execute("INSERT INTO blobs VALUES (zeroblob(300000))", [])?)
             };
             writer.submit(Room::Takes(300_000), write)
