@@ -8,6 +8,8 @@ mod backend;
 mod clients;
 #[path = "messaging_json/end_checks.rs"]
 mod end_checks;
+#[path = "messaging_harness.rs"]
+mod harness;
 #[path = "input.rs"]
 mod input;
 #[path = "messaging_json/keys.rs"]
@@ -15,39 +17,21 @@ mod keys;
 #[path = "messaging_json/requests.rs"]
 mod requests;
 
-use backend::{Backend, Completion, config};
 use clients::Client;
-use ginnel::Now;
-use ginnel::internals::messaging::machine::{ConnectionId, Machine, Output, RequestId};
+use ginnel::internals::messaging::machine::{Output, RequestId};
 use ginnel::internals::messaging::store_request::{StoreReply, StoreRequest};
-use ginnel::internals::net::time;
 use ginnel::internals::store::{
     Account, AccountDevice, Acknowledgement, Appended, MailboxId, NewMessage, Party, StoreLimits,
 };
+use harness::{Harness, MESSAGES, Model};
 use input::Input;
 use keys::USERS;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-const MAX_EVENTS: usize = 150;
-const SLOTS: u8 = 5;
-const MESSAGES: u64 = 6;
-const WAITS: [u64; 4] = [0, 11, 100, 151];
-
-/// The first byte chooses the policy and the rates. Events follow, each of one byte and its operands.
+/// The first byte chooses the policy and the rates. Events follow.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
-    let mut world = World::new(input.byte());
-    for _ in 0..MAX_EVENTS {
-        if input.0.is_empty() {
-            break;
-        }
-        world.step(&mut input);
-        world.drain();
-    }
-    world.end();
+    World::new(input.byte()).run(&mut input);
 }
 
 /// A message in a mailbox.
@@ -59,12 +43,7 @@ struct Stored {
 }
 
 struct World {
-    now: Now,
-    machine: Machine,
-    backend: Backend,
-    slots: BTreeMap<u8, ConnectionId>,
-    clients: BTreeMap<ConnectionId, Client>,
-    next: u64,
+    harness: Harness<Client>,
     /// The id of the last request, and the number of the last text.
     number: u64,
     /// The devices of the accounts, by number.
@@ -74,29 +53,17 @@ struct World {
     mailboxes: BTreeMap<MailboxId, BTreeSet<u64>>,
     /// By device: the numbers up to which it has acknowledged.
     acknowledged: BTreeMap<i64, BTreeSet<u64>>,
-    /// Successful appends whose answer has not left, by sender and message id.
-    acknowledgeable: BTreeMap<(Party, String), usize>,
 }
 
 impl World {
     fn new(setup: u8) -> Self {
-        let limits =
-            StoreLimits { messages_per_mailbox: MESSAGES, contacts_per_party: 2, ..StoreLimits::default() };
-        let now = time::now();
-        let key = Vec::new().into();
         let mut world = Self {
-            now,
-            machine: Machine::new(now, config(setup), key, &mut ChaCha20Rng::from_seed([7; 32])),
-            backend: Backend::new(limits),
-            slots: BTreeMap::new(),
-            clients: BTreeMap::new(),
-            next: 0,
+            harness: Harness::new(setup, StoreLimits::default(), b""),
             number: 1000,
             devices: BTreeMap::new(),
             history: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
-            acknowledgeable: BTreeMap::new(),
         };
         // The accounts exist, each with one of its two devices: registrations would take most of the time of an input.
         for (user, name) in USERS.into_iter().enumerate() {
@@ -106,73 +73,12 @@ impl World {
                 identity_key: Some(keys::identity(user).public()),
                 created_at_ms: 0,
             };
-            world.backend.call_now(StoreRequest::InsertAccount(account)).expect("a new account");
+            world.harness.backend.call_now(StoreRequest::InsertAccount(account)).expect("a new account");
             let device = StoreRequest::InsertAccountDevice(keys::new_device(user, 0));
-            let added = world.backend.call_now(device).expect("a new device");
+            let added = world.harness.backend.call_now(device).expect("a new device");
             world.note_device(added);
         }
         world
-    }
-
-    fn step(&mut self, input: &mut Input<'_>) {
-        let event = input.byte();
-        match event % 16 {
-            0 => self.complete(usize::MAX),
-            1 | 2 => self.complete(usize::from(input.byte())),
-            3 => self.backend.failures = input.byte() % 4,
-            4 => self.wait(Duration::from_secs(input.pick(&WAITS))),
-            event => {
-                let slot = input.byte() % SLOTS;
-                self.client_event(event, slot, input);
-            }
-        }
-    }
-
-    fn wait(&mut self, time: Duration) {
-        self.now = self.now.after(time);
-        self.machine.handle_timeout(self.now);
-    }
-
-    /// Passes results to the machine: all of them, or one.
-    fn complete(&mut self, which: usize) {
-        self.drain();
-        while let Some(completion) = self.backend.take(which) {
-            match completion {
-                Completion::Append(id, message, result) => {
-                    if result.is_ok() {
-                        let key = (message.sender, message.message_id);
-                        *self.acknowledgeable.entry(key).or_default() += 1;
-                    }
-                    self.machine.handle_store_result(self.now, id, result);
-                }
-                Completion::Store(id, result) => self.machine.handle_store_result(self.now, id, result),
-                Completion::Job(id, result) => self.machine.handle_job_result(self.now, id, result),
-            }
-            self.drain();
-            if which != usize::MAX {
-                return;
-            }
-        }
-    }
-
-    fn drain(&mut self) {
-        while let Some(output) = self.machine.poll_output() {
-            match output {
-                Output::Text { connection, text } => self.receive(connection, &text),
-                Output::Close(connection) => {
-                    self.clients.remove(&connection);
-                    self.slots.retain(|_, open| *open != connection);
-                }
-                Output::Handled { connection, bytes } => {
-                    let Some(client) = self.clients.get_mut(&connection) else { continue };
-                    client.unhandled = client.unhandled.checked_sub(bytes).expect("handled once");
-                }
-                Output::Authenticated(_) => {}
-                Output::Frame { .. } => panic!("no client speaks the TCP protocol"),
-                Output::Store { id, request } => self.call(id, request),
-                Output::Job { id, job } => self.backend.start(id, job),
-            }
-        }
     }
 
     fn call(&mut self, id: RequestId, request: StoreRequest) {
@@ -182,7 +88,7 @@ impl World {
             let is_acknowledged = self.acknowledged.get(&device).is_some_and(|all| all.contains(up_to));
             assert!(is_acknowledged, "{up_to} was not acknowledged by device {device}");
         }
-        let Some(reply) = self.backend.call(id, request.clone()) else { return };
+        let Some(reply) = self.harness.backend.call(id, request.clone()) else { return };
         match request {
             StoreRequest::Append(message) => self.note_stored(&message, &reply),
             StoreRequest::InsertAccountDevice(_) => self.note_device(reply),
@@ -223,6 +129,46 @@ impl World {
             let messages = self.mailboxes.entry(copy.mailbox).or_default();
             messages.insert(*sequence);
             assert!(messages.len() as u64 <= MESSAGES, "a mailbox keeps its limit");
+        }
+    }
+}
+
+impl Model for World {
+    type Client = Client;
+
+    fn harness(&mut self) -> &mut Harness<Client> {
+        &mut self.harness
+    }
+
+    fn client_event(&mut self, event: u8, slot: u8, input: &mut Input<'_>) {
+        self.client_event(event, slot, input);
+    }
+
+    fn handle_output(&mut self, output: Output) {
+        match output {
+            Output::Text { connection, text } => self.receive(connection, &text),
+            Output::Store { id, request } => self.call(id, request),
+            _ => panic!("no client speaks the TCP protocol"),
+        }
+    }
+
+    fn unhandled(client: &mut Client) -> &mut usize {
+        &mut client.unhandled
+    }
+
+    fn check_answered(client: &Client) {
+        assert!(client.open.is_empty(), "unanswered: {:?}", client.open.keys());
+    }
+
+    fn end(&mut self) {
+        let open: Vec<_> = self.harness.clients.keys().copied().collect();
+        for connection in open {
+            self.harness.machine.handle_drained(self.harness.now, connection);
+        }
+        self.settle();
+        let devices: Vec<_> = self.devices.keys().copied().collect();
+        for number in devices {
+            self.check_delivery(number);
         }
     }
 }

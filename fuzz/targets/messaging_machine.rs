@@ -4,46 +4,32 @@
 
 #[path = "messaging_backend.rs"]
 mod backend;
+#[path = "messaging_harness.rs"]
+mod harness;
 #[path = "input.rs"]
 mod input;
 
-use backend::{Backend, Completion, SESSION_KEY, config};
+use backend::SESSION_KEY;
 use bytes::Bytes;
-use ginnel::Now;
 use ginnel::internals::messaging::crypto::SessionKey;
-use ginnel::internals::messaging::machine::{ConnectionId, Machine, Output, RequestId};
+use ginnel::internals::messaging::machine::{ConnectionId, Output, RequestId};
 use ginnel::internals::messaging::store_request::{StoreReply, StoreRequest};
 use ginnel::internals::messaging::wire::Envelope;
-use ginnel::internals::net::time;
 use ginnel::internals::store::{Acknowledgement, Appended, MailboxId, NewMessage, Party, StoreLimits};
+use harness::{Harness, MESSAGES, Model};
 use input::Input;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-const MAX_EVENTS: usize = 150;
-const SLOTS: u8 = 5;
 const USERS: [&str; 3] = ["u0", "u1", "both"];
 const DEVICES: [&str; 3] = ["d0", "d1", "both"];
 const NAMES: [&str; 6] = ["u0", "u1", "both", "d0", "d1", "nobody"];
-const MESSAGES: u64 = 6;
 const PARTIES: u64 = 5;
-const WAITS: [u64; 4] = [0, 11, 100, 151];
 
-/// The first byte chooses the policy and the rates. Events follow, each of one byte and its operands.
+/// The first byte chooses the policy and the rates. Events follow.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
-    let mut world = World::new(input.byte());
-    for _ in 0..MAX_EVENTS {
-        if input.0.is_empty() {
-            break;
-        }
-        world.step(&mut input);
-        world.drain();
-    }
-    world.end();
+    World::new(input.byte()).run(&mut input);
 }
 
 /// A connection, as its client sees it.
@@ -70,64 +56,30 @@ struct Stored {
 }
 
 struct World {
-    now: Now,
-    machine: Machine,
-    backend: Backend,
-    slots: BTreeMap<u8, ConnectionId>,
-    clients: BTreeMap<ConnectionId, Client>,
-    next: u64,
+    harness: Harness<Client>,
     number: u64,
     owners: BTreeMap<MailboxId, Party>,
     mailboxes: BTreeMap<MailboxId, BTreeMap<u64, Stored>>,
-    /// Successful appends whose acknowledgement has not left, by sender and message id.
-    acknowledgeable: BTreeMap<(Party, String), usize>,
 }
 
 impl World {
     fn new(setup: u8) -> Self {
-        let limits = StoreLimits {
-            parties: PARTIES,
-            messages_per_mailbox: MESSAGES,
-            contacts_per_party: 2,
-            ..StoreLimits::default()
-        };
-        let now = time::now();
-        let key = Bytes::from_static(b"the server's key");
+        let limits = StoreLimits { parties: PARTIES, ..StoreLimits::default() };
         Self {
-            now,
-            machine: Machine::new(now, config(setup), key, &mut ChaCha20Rng::from_seed([7; 32])),
-            backend: Backend::new(limits),
-            slots: BTreeMap::new(),
-            clients: BTreeMap::new(),
-            next: 0,
+            harness: Harness::new(setup, limits, b"the server's key"),
             number: 0,
             owners: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
-            acknowledgeable: BTreeMap::new(),
-        }
-    }
-
-    fn step(&mut self, input: &mut Input<'_>) {
-        let event = input.byte();
-        match event % 16 {
-            0 => self.complete(usize::MAX),
-            1 | 2 => self.complete(usize::from(input.byte())),
-            3 => self.backend.failures = input.byte() % 4,
-            4 => self.wait(Duration::from_secs(WAITS[usize::from(input.byte()) % WAITS.len()])),
-            _ => {
-                let slot = input.byte() % SLOTS;
-                self.client_event(event % 16, slot, input);
-            }
         }
     }
 
     fn client_event(&mut self, event: u8, slot: u8, input: &mut Input<'_>) {
-        let connection = match self.slots.get(&slot) {
+        let connection = match self.harness.slots.get(&slot) {
             Some(connection) => *connection,
             None => self.open(slot),
         };
         match event {
-            5 => self.close(slot),
+            5 => self.harness.close(slot),
             6 => self.log_in(connection, 102, input.pick(&USERS), input.byte()),
             7 => self.log_in(connection, 100, input.pick(&USERS), input.byte()),
             8 => self.authenticate_device(connection, input.pick(&DEVICES), input.byte()),
@@ -136,8 +88,8 @@ impl World {
             12 => self.fetch(connection),
             13 => self.contact(connection, 203 + i32::from(input.byte() & 1), input.pick(&DEVICES)),
             14 => match input.byte() % 3 {
-                0 => self.machine.handle_congested(connection),
-                1 => self.machine.handle_drained(self.now, connection),
+                0 => self.harness.machine.handle_congested(connection),
+                1 => self.harness.machine.handle_drained(self.harness.now, connection),
                 _ => self.exchange_key(connection),
             },
             _ => {
@@ -148,25 +100,16 @@ impl World {
     }
 
     fn open(&mut self, slot: u8) -> ConnectionId {
-        self.next += 1;
-        let connection = ConnectionId(self.next);
-        self.slots.insert(slot, connection);
-        self.clients.insert(connection, Client::default());
+        let connection = self.harness.insert_client(slot);
         let ip = if slot < 3 { "192.0.2.1" } else { "198.51.100.1" };
-        self.machine.handle_opened(self.now, connection, ip.parse().unwrap(), slot != 4);
+        self.harness.machine.handle_opened(self.harness.now, connection, ip.parse().unwrap(), slot != 4);
         connection
     }
 
-    fn close(&mut self, slot: u8) {
-        let Some(connection) = self.slots.remove(&slot) else { return };
-        self.clients.remove(&connection);
-        self.machine.handle_closed(connection);
-    }
-
     fn frame(&mut self, connection: ConnectionId, data: Bytes) {
-        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let Some(client) = self.harness.clients.get_mut(&connection) else { return };
         client.unhandled += data.len();
-        self.machine.handle_frame(self.now, connection, data);
+        self.harness.machine.handle_frame(self.harness.now, connection, data);
     }
 
     /// Sends a request; `answers` where exactly one response must come.
@@ -180,7 +123,7 @@ impl World {
     fn ask(&mut self, connection: ConnectionId, cmd: i32, body: &Value, party: Option<Party>) {
         self.number += 1;
         let msg_id = format!("r{}", self.number);
-        if let Some(client) = self.clients.get_mut(&connection) {
+        if let Some(client) = self.harness.clients.get_mut(&connection) {
             client.open.insert(msg_id.clone(), party);
         }
         self.request(connection, cmd, &msg_id, body);
@@ -207,7 +150,7 @@ impl World {
 
     /// Acknowledges some received messages, or one that was never received.
     fn acknowledge(&mut self, connection: ConnectionId, which: u8) {
-        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let Some(client) = self.harness.clients.get_mut(&connection) else { return };
         let ids: Vec<_> = match which % 4 {
             0 => vec![format!("m{}", which >> 4)],
             1 => client.received.clone(),
@@ -219,7 +162,7 @@ impl World {
     }
 
     fn fetch(&mut self, connection: ConnectionId) {
-        if let Some(client) = self.clients.get_mut(&connection) {
+        if let Some(client) = self.harness.clients.get_mut(&connection) {
             client.fetches += 1;
         }
         self.request(connection, 202, "", &Value::Null);
@@ -235,63 +178,16 @@ impl World {
         self.frame(connection, envelope.to_frame().slice(4..));
     }
 
-    fn wait(&mut self, time: Duration) {
-        self.now = self.now.after(time);
-        self.machine.handle_timeout(self.now);
-    }
-
-    /// Passes results to the machine: all of them, or one.
-    fn complete(&mut self, which: usize) {
-        self.drain();
-        while let Some(completion) = self.backend.take(which) {
-            match completion {
-                Completion::Append(id, message, result) => {
-                    if result.is_ok() {
-                        let key = (message.sender, message.message_id);
-                        *self.acknowledgeable.entry(key).or_default() += 1;
-                    }
-                    self.machine.handle_store_result(self.now, id, result);
-                }
-                Completion::Store(id, result) => self.machine.handle_store_result(self.now, id, result),
-                Completion::Job(id, result) => self.machine.handle_job_result(self.now, id, result),
-            }
-            self.drain();
-            if which != usize::MAX {
-                return;
-            }
-        }
-    }
-
-    fn drain(&mut self) {
-        while let Some(output) = self.machine.poll_output() {
-            match output {
-                Output::Frame { connection, frame } => self.receive(connection, &frame),
-                Output::Close(connection) => {
-                    self.clients.remove(&connection);
-                    self.slots.retain(|_, open| *open != connection);
-                }
-                Output::Handled { connection, bytes } => {
-                    let Some(client) = self.clients.get_mut(&connection) else { continue };
-                    client.unhandled = client.unhandled.checked_sub(bytes).expect("handled once");
-                }
-                Output::Authenticated(_) => {}
-                Output::Text { .. } => panic!("the modern protocol is not spoken"),
-                Output::Store { id, request } => self.call(id, request),
-                Output::Job { id, job } => self.backend.start(id, job),
-            }
-        }
-    }
-
     fn call(&mut self, id: RequestId, request: StoreRequest) {
         if let StoreRequest::Acknowledge { mailbox, acknowledgement, .. } = &request
-            && self.backend.failures == 0
+            && self.harness.backend.failures == 0
         {
             let Acknowledgement::Sequences(sequences) = acknowledgement else {
                 panic!("by the old protocol")
             };
             self.check_removal(*mailbox, sequences);
         }
-        let Some(reply) = self.backend.call(id, request.clone()) else { return };
+        let Some(reply) = self.harness.backend.call(id, request.clone()) else { return };
         match (request, &reply) {
             (StoreRequest::Append(message), _) => self.note_stored(&message, &reply),
             (StoreRequest::OpenMailbox(party), StoreReply::Mailbox(mailbox)) => {
@@ -328,7 +224,7 @@ impl World {
         let (owner, messages) = (&self.owners[&mailbox], &self.mailboxes[&mailbox]);
         for sequence in sequences {
             let Some(message) = messages.get(sequence) else { continue };
-            let is_acknowledged = self.clients.values().any(|client| {
+            let is_acknowledged = self.harness.clients.values().any(|client| {
                 client.party.as_ref() == Some(owner) && client.acknowledged.contains(&message.message_id)
             });
             assert!(is_acknowledged, "{} was not acknowledged by {owner}", message.message_id);
@@ -338,14 +234,14 @@ impl World {
     fn receive(&mut self, connection: ConnectionId, frame: &Bytes) {
         let mut envelope = Envelope::parse(frame.slice(4..)).expect("a valid frame");
         // The client may have closed in the same step.
-        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let Some(client) = self.harness.clients.get_mut(&connection) else { return };
         if envelope.is_encrypt && !envelope.data.is_empty() {
             assert!(client.has_key);
             envelope.data = SessionKey::new(SESSION_KEY).decrypt(&envelope.data).expect("encrypted").into();
         }
         match envelope.cmd {
             2 => client.has_key |= envelope.data.starts_with(br#"{"code":100"#),
-            200 if envelope.data.is_empty() => self.receive_acknowledgement(connection, envelope.msg_id),
+            200 if envelope.data.is_empty() => self.receive_acknowledgement(connection, &envelope.msg_id),
             201 if envelope.msg_id.is_empty() && envelope.data.starts_with(b"[") => {
                 self.receive_push(connection, &envelope.data);
             }
@@ -360,25 +256,24 @@ impl World {
     }
 
     fn authenticated(&mut self, connection: ConnectionId, party: Option<Party>) {
-        let others = self.clients.iter().filter(|(id, client)| **id != connection && client.party == party);
+        let others =
+            self.harness.clients.iter().filter(|(id, client)| **id != connection && client.party == party);
         assert_eq!(others.count(), 0, "{party:?} is online once");
-        let client = self.clients.get_mut(&connection).expect("it is open");
+        let client = self.harness.clients.get_mut(&connection).expect("it is open");
         // A fetch and acknowledgements may have been sent behind the login already.
         (client.party, client.last) = (party, 0);
         client.received.clear();
     }
 
-    fn receive_acknowledgement(&mut self, connection: ConnectionId, msg_id: String) {
+    fn receive_acknowledgement(&mut self, connection: ConnectionId, msg_id: &str) {
         // The client may have authenticated as somebody else after it had sent the message.
-        let senders = self.owners.values().cloned().chain(self.clients[&connection].party.clone());
-        let mut stored = senders.map(|sender| (sender, msg_id.clone()));
-        let stored = stored.find(|key| self.acknowledgeable.get(key).is_some_and(|count| *count > 0));
-        let key = stored.expect("what is acknowledged is stored");
-        *self.acknowledgeable.entry(key).or_default() -= 1;
+        let party = self.harness.clients[&connection].party.clone();
+        let senders = self.owners.values().cloned().chain(party);
+        self.harness.take_acknowledgeable(senders, msg_id);
     }
 
     fn receive_push(&mut self, connection: ConnectionId, data: &[u8]) {
-        let client = self.clients.get_mut(&connection).expect("it is open");
+        let client = self.harness.clients.get_mut(&connection).expect("it is open");
         let party = client.party.as_ref().expect("it has authenticated");
         let pushed: Vec<Value> = serde_json::from_slice(data).expect("JSON");
         let mailbox = self.owners.iter().find(|(_, owner)| *owner == party).expect("it has a mailbox").0;
@@ -402,31 +297,6 @@ impl World {
         }
     }
 
-    /// Completes everything; then every request is answered, and every message that is stored reaches its addressee.
-    fn end(&mut self) {
-        self.backend.failures = 0;
-        self.complete(usize::MAX);
-        for client in self.clients.values() {
-            assert!(client.open.is_empty(), "unanswered: {:?}", client.open.keys());
-            assert_eq!(client.unhandled, 0, "every frame is done with");
-        }
-        assert!(self.acknowledgeable.values().all(|count| *count == 0) || self.has_closed());
-        // Rates are full again.
-        self.wait(Duration::from_secs(3600));
-        self.drain();
-        assert!(self.clients.is_empty(), "silent clients are closed");
-        self.complete(usize::MAX);
-        assert_eq!((self.machine.counters().connections, self.machine.counters().online), (0, 0));
-        for (mailbox, party) in self.owners.clone() {
-            self.check_delivery(mailbox, party);
-        }
-    }
-
-    /// Returns whether a connection has ended, whose acknowledgements nobody gets.
-    fn has_closed(&self) -> bool {
-        self.next as usize > self.clients.len()
-    }
-
     fn check_delivery(&mut self, mailbox: MailboxId, party: Party) {
         let connection = self.open(4);
         match &party {
@@ -438,28 +308,65 @@ impl World {
             }
             Party::Device(id) => {
                 for (slot, key) in [(3, 0), (3, 2), (3, 1), (0, 0), (0, 2), (0, 1)] {
-                    self.close(4);
-                    self.close(slot);
+                    self.harness.close(4);
+                    self.harness.close(slot);
                     let connection = self.open(slot);
                     self.authenticate_device(connection, id, key);
                     self.complete(usize::MAX);
-                    if self.clients.get(&connection).is_some_and(|client| client.party.is_some()) {
+                    if self.harness.clients.get(&connection).is_some_and(|client| client.party.is_some()) {
                         break;
                     }
                 }
             }
         }
         let is_party = |(_, client): &(&ConnectionId, &Client)| client.party.as_ref() == Some(&party);
-        let Some(connection) = self.clients.iter().find(is_party).map(|(connection, _)| *connection) else {
+        let Some(connection) = self.harness.clients.iter().find(is_party).map(|(connection, _)| *connection)
+        else {
             // A recipient that has never logged in.
             return;
         };
         self.fetch(connection);
         self.drain();
         self.complete(usize::MAX);
-        let received = &self.clients[&connection].received;
+        let received = &self.harness.clients[&connection].received;
         let stored = self.mailboxes.entry(mailbox).or_default().values();
         let expected: Vec<_> = stored.map(|message| message.message_id.clone()).collect();
         assert_eq!(*received, expected, "everything that is stored reaches {party}, in order");
+    }
+}
+
+impl Model for World {
+    type Client = Client;
+
+    fn harness(&mut self) -> &mut Harness<Client> {
+        &mut self.harness
+    }
+
+    fn client_event(&mut self, event: u8, slot: u8, input: &mut Input<'_>) {
+        self.client_event(event, slot, input);
+    }
+
+    fn handle_output(&mut self, output: Output) {
+        match output {
+            Output::Frame { connection, frame } => self.receive(connection, &frame),
+            Output::Store { id, request } => self.call(id, request),
+            _ => panic!("the modern protocol is not spoken"),
+        }
+    }
+
+    fn unhandled(client: &mut Client) -> &mut usize {
+        &mut client.unhandled
+    }
+
+    fn check_answered(client: &Client) {
+        assert!(client.open.is_empty(), "unanswered: {:?}", client.open.keys());
+    }
+
+    /// Every message that is stored reaches its addressee.
+    fn end(&mut self) {
+        self.settle();
+        for (mailbox, party) in self.owners.clone() {
+            self.check_delivery(mailbox, party);
+        }
     }
 }

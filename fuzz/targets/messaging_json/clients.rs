@@ -44,7 +44,7 @@ impl World {
     pub(super) fn receive(&mut self, connection: ConnectionId, text: &str) {
         let message: Value = serde_json::from_str(text).expect("JSON");
         // The client may have closed in the same step.
-        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let Some(client) = self.harness.clients.get_mut(&connection) else { return };
         let Some(id) = message["id"].as_u64() else { return self.receive_event(connection, &message) };
         let Some(asked) = client.open.remove(&id) else {
             assert!(id < 1000, "{id} is answered once");
@@ -57,7 +57,7 @@ impl World {
         }
         match asked {
             Asked::Login { user, device } => self.logged_in(connection, user, device, &message),
-            Asked::Send { message_id } => self.sent(connection, message_id, &message),
+            Asked::Send { message_id } => self.sent(connection, &message_id, &message),
             Asked::Follow { after } => client.followed = Some(after),
             Asked::Unfollow => client.followed = None,
             Asked::Fetch { after } => self.fetched(connection, after, &message),
@@ -77,22 +77,24 @@ impl World {
             let is_other = |(id, client): &(&ConnectionId, &Client)| {
                 **id != connection && client.device == Some((number, true))
             };
-            assert_eq!(self.clients.iter().filter(is_other).count(), 0, "one session reads a mailbox");
+            assert_eq!(
+                self.harness.clients.iter().filter(is_other).count(),
+                0,
+                "one session reads a mailbox"
+            );
         }
-        let client = self.clients.get_mut(&connection).expect("it is open");
+        let client = self.harness.clients.get_mut(&connection).expect("it is open");
         (client.user, client.device, client.followed) = (Some(user), device, None);
         client.last = message["last_sequence"].as_u64().unwrap_or_default();
     }
 
-    fn sent(&mut self, connection: ConnectionId, message_id: String, message: &Value) {
+    fn sent(&mut self, connection: ConnectionId, message_id: &str, message: &Value) {
         assert_eq!(message["state"], "stored");
         // The client may have logged in as another user after it had sent the message.
-        let user = self.clients[&connection].user;
+        let user = self.harness.clients[&connection].user;
         let senders = user.into_iter().chain(0..USERS.len());
-        let mut keys = senders.map(|user| (Party::User(USERS[user].to_owned()), message_id.clone()));
-        let key = keys.find(|key| self.acknowledgeable.get(key).is_some_and(|count| *count > 0));
-        let key = key.expect("what is acknowledged is stored");
-        *self.acknowledgeable.entry(key).or_default() -= 1;
+        let senders = senders.map(|user| Party::User(USERS[user].to_owned()));
+        self.harness.take_acknowledgeable(senders, message_id);
     }
 
     fn fetched(&mut self, connection: ConnectionId, after: u64, message: &Value) {
@@ -106,7 +108,7 @@ impl World {
             last = sequence;
             page.push((sequence, row["type"].as_str().expect("a type").to_owned()));
         }
-        let client = self.clients.get_mut(&connection).expect("it is open");
+        let client = self.harness.clients.get_mut(&connection).expect("it is open");
         (client.page, client.last) = (page, client.last.max(last));
     }
 
@@ -116,11 +118,11 @@ impl World {
                 let challenge = event["challenge"].as_str().expect("a challenge");
                 let challenge = BASE64URL_NOPAD.decode(challenge.as_bytes()).expect("base64url");
                 assert_eq!(challenge.len(), 32);
-                self.clients.get_mut(&connection).expect("it is open").challenge = challenge;
+                self.harness.clients.get_mut(&connection).expect("it is open").challenge = challenge;
             }
             "message" | "receipt" => {
                 let sequence = self.check_row(connection, event);
-                let client = self.clients.get_mut(&connection).expect("it is open");
+                let client = self.harness.clients.get_mut(&connection).expect("it is open");
                 let followed = client.followed.expect("only what follows its mailbox gets events");
                 assert!(sequence > followed, "in order");
                 (client.followed, client.last) = (Some(sequence), client.last.max(sequence));
@@ -133,7 +135,7 @@ impl World {
 
     /// Checks that a row is one of the device's mailbox; returns its sequence number.
     fn check_row(&self, connection: ConnectionId, row: &Value) -> u64 {
-        let (number, _) = self.clients[&connection].device.expect("a device");
+        let (number, _) = self.harness.clients[&connection].device.expect("a device");
         let sequence = row["sequence"].as_u64().expect("a number");
         // Nothing more can be known of a device that has been removed in the meantime.
         let Some(device) = self.devices.get(&number) else { return sequence };

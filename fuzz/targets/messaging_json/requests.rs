@@ -1,9 +1,10 @@
 //! What clients send.
 
-use super::clients::{Asked, Client};
+use super::World;
+use super::clients::Asked;
+use super::harness::{Model, SLOTS};
 use super::input::Input;
 use super::keys::{self, DEVICES, USERS, base64};
-use super::{SLOTS, World};
 use ginnel::internals::messaging::machine::ConnectionId;
 use serde_json::{Value, json};
 
@@ -25,12 +26,12 @@ const TEXTS: [&str; 10] = [
 
 impl World {
     pub(super) fn client_event(&mut self, event: u8, slot: u8, input: &mut Input<'_>) {
-        let connection = match self.slots.get(&slot) {
+        let connection = match self.harness.slots.get(&slot) {
             Some(connection) => *connection,
             None => self.open(slot),
         };
         match event {
-            5 => self.close(slot),
+            5 => self.harness.close(slot),
             6 | 7 => self.log_in_device(connection, input.below(USERS.len()), input.byte()),
             8 => self.log_in_otherwise(connection, input.byte()),
             9 | 10 => self.send_message(connection, input.pick(&PARTIES), input.byte()),
@@ -39,9 +40,9 @@ impl World {
             13 => self.request_contacts(connection, input.pick(&PARTIES), input.byte()),
             14 => self.change_account(connection, input.byte()),
             _ => match input.byte() % 4 {
-                0 => self.machine.handle_congested(connection),
-                1 => self.machine.handle_drained(self.now, connection),
-                2 => self.machine.handle_alive(self.now, connection),
+                0 => self.harness.machine.handle_congested(connection),
+                1 => self.harness.machine.handle_drained(self.harness.now, connection),
+                2 => self.harness.machine.handle_alive(self.harness.now, connection),
                 _ => {
                     let text = input.pick(&TEXTS).to_owned();
                     let text = text + &String::from_utf8_lossy(input.bytes(8));
@@ -53,34 +54,30 @@ impl World {
 
     /// Opens a connection; that of the last slot is without TLS, and of another network.
     pub(super) fn open(&mut self, slot: u8) -> ConnectionId {
-        self.next += 1;
-        let connection = ConnectionId(self.next);
-        self.slots.insert(slot, connection);
-        self.clients.insert(connection, Client::default());
+        let connection = self.harness.insert_client(slot);
         let is_last = slot == SLOTS - 1;
         let ip = if is_last { "198.51.100.1" } else { "192.0.2.1" };
-        self.machine.handle_websocket_opened(self.now, connection, ip.parse().expect("an address"), !is_last);
+        self.harness.machine.handle_websocket_opened(
+            self.harness.now,
+            connection,
+            ip.parse().expect("an address"),
+            !is_last,
+        );
         self.drain();
         connection
     }
 
-    pub(super) fn close(&mut self, slot: u8) {
-        let Some(connection) = self.slots.remove(&slot) else { return };
-        self.clients.remove(&connection);
-        self.machine.handle_closed(connection);
-    }
-
     fn text(&mut self, connection: ConnectionId, text: String) {
-        let Some(client) = self.clients.get_mut(&connection) else { return };
+        let Some(client) = self.harness.clients.get_mut(&connection) else { return };
         client.unhandled += text.len();
-        self.machine.handle_text(self.now, connection, text);
+        self.harness.machine.handle_text(self.harness.now, connection, text);
     }
 
     /// Sends a request, which must be answered.
     pub(super) fn request(&mut self, connection: ConnectionId, asked: Asked, mut request: Value) {
         self.number += 1;
         request["id"] = self.number.into();
-        if let Some(client) = self.clients.get_mut(&connection) {
+        if let Some(client) = self.harness.clients.get_mut(&connection) {
             client.open.insert(self.number, asked);
         }
         self.text(connection, request.to_string());
@@ -91,7 +88,7 @@ impl World {
         let index = usize::from(bits) % DEVICES;
         let key = keys::signing(user, index);
         let public = key.public();
-        let challenge = &self.clients[&connection].challenge;
+        let challenge = &self.harness.clients[&connection].challenge;
         let mut signature = key.sign("ginnel login v1", &[challenge, USERS[user].as_bytes(), &public]);
         let is_wrong = bits & 0xF0 == 0xF0;
         signature[63 - usize::from(bits & 8)] ^= u8::from(is_wrong);
@@ -112,7 +109,7 @@ impl World {
     fn log_in_otherwise(&mut self, connection: ConnectionId, bits: u8) {
         let user = usize::from(bits >> 4) % USERS.len();
         let name = USERS[user];
-        let challenge = &self.clients[&connection].challenge;
+        let challenge = &self.harness.clients[&connection].challenge;
         let (asked, request) = match bits % 4 {
             0 => {
                 let signature =
@@ -153,7 +150,7 @@ impl World {
 
     /// Acknowledges everything that was received, or a number.
     fn acknowledge(&mut self, connection: ConnectionId, bits: u8) {
-        let client = &self.clients[&connection];
+        let client = &self.harness.clients[&connection];
         let up_to = if bits & 1 == 0 { client.last } else { u64::from(bits >> 1) };
         // The login may still be on its way.
         let asked = client.open.values().filter_map(|asked| match asked {
@@ -168,7 +165,7 @@ impl World {
     }
 
     fn read_mailbox(&mut self, connection: ConnectionId, bits: u8) {
-        let after = if bits & 4 == 0 { u64::from(bits >> 3) } else { self.clients[&connection].last };
+        let after = if bits & 4 == 0 { u64::from(bits >> 3) } else { self.harness.clients[&connection].last };
         match bits % 4 {
             0 => self.fetch(connection, after, u64::from(bits)),
             1 => self.request(connection, Asked::Unfollow, json!({"type": "unfollow"})),
