@@ -43,7 +43,8 @@ impl Server {
         let text = format!(
             "state = {:?}\nlisten = ['127.0.0.1']\npublic = ['127.0.0.1']\nport = 23478\naux_port = 0\n[tls]\nport = 0\n\
              [limits]\nconnections_per_address = 100000\n[turn]\nmax_allocations = 1000\n[messaging]\nenabled = true\nport = 23480\n[messaging.limits]\n\
-             registrations_per_network = {plenty}\nlogins_per_network = {plenty}\nrequests_per_connection = {plenty}\n",
+             registrations_per_network = {plenty}\nlogins_per_network = {plenty}\nrequests_per_connection = {plenty}\n\
+             [messaging.times]\nidle = 86400\n",
             folder.path().join("state")
         );
         std::fs::write(&path, text).unwrap();
@@ -247,23 +248,31 @@ impl WebClient {
         self.stream.write_all(&frame).unwrap();
     }
 
+    /// Receives the next text. The server pings a session every 30 s, also while others are still being opened.
     fn receive(&mut self) -> Value {
-        let mut header = [0; 2];
-        self.stream.read_exact(&mut header).unwrap();
-        let mut length = u16::from(header[1]);
-        if length == 126 {
-            let mut long = [0; 2];
-            self.stream.read_exact(&mut long).unwrap();
-            length = u16::from_be_bytes(long);
+        loop {
+            let mut header = [0; 2];
+            self.stream.read_exact(&mut header).unwrap();
+            let mut length = u16::from(header[1]);
+            if length == 126 {
+                let mut long = [0; 2];
+                self.stream.read_exact(&mut long).unwrap();
+                length = u16::from_be_bytes(long);
+            }
+            let mut data = vec![0; length.into()];
+            self.stream.read_exact(&mut data).unwrap();
+            match header[0] {
+                0x81 => return serde_json::from_slice(&data).unwrap(),
+                0x89 => {}
+                other => panic!("frame {other:#x}: {}", String::from_utf8_lossy(&data)),
+            }
         }
-        let mut data = vec![0; length.into()];
-        self.stream.read_exact(&mut data).unwrap();
-        // A ping of the server.
-        if header[0] == 0x89 { self.receive() } else { serde_json::from_slice(&data).unwrap() }
     }
 
+    /// Receives the answer to a request, behind events that belong to none.
     fn expect_ok(&mut self) {
-        assert_eq!(self.receive()["type"], "ok");
+        let answer = std::iter::repeat_with(|| self.receive()).find(|text| !text["id"].is_null()).unwrap();
+        assert_eq!(answer["type"], "ok", "{answer}");
     }
 
     /// Registers an account with a device, and logs the device in.

@@ -43,8 +43,10 @@ fn open_sessions(messaging: &Messaging, count: usize, is_authenticated: bool) ->
 
 fn start() -> Messaging {
     let rates = "registrations_per_network = { burst = 100000, per_second = 100000 }\n";
+    // The first ones are silent until the last one is open.
+    let idle = "[messaging.times]\nidle = 86400\n";
     let connections = "[limits]\nconnections_per_address = 100000\n";
-    Messaging::start(&format!("[messaging.limits]\n{rates}{CHEAP}{connections}"))
+    Messaging::start(&format!("[messaging.limits]\n{rates}{idle}{CHEAP}{connections}"))
 }
 
 #[test]
