@@ -10,7 +10,7 @@ use crate::store::{
 };
 use rusqlite::{Connection, OptionalExtension, Result as SqlResult, Row, Statement, params};
 
-/// What an append runs. Looked up in the cache of the connection by their text, they would take a tenth of its time.
+/// What an append runs. The cache of the connection would hash and copy the text of each at each append.
 pub(super) struct AppendStatements<'c> {
     mailbox: Statement<'c>,
     sender: Statement<'c>,
