@@ -51,8 +51,10 @@ struct World {
     /// Every message that was stored, and those that are stored now.
     history: BTreeMap<(MailboxId, u64), Stored>,
     mailboxes: BTreeMap<MailboxId, BTreeSet<u64>>,
-    /// By device: the numbers up to which it has acknowledged.
-    acknowledged: BTreeMap<i64, BTreeSet<u64>>,
+    /// The signing keys of all devices that were ever added, by number.
+    signing_keys: BTreeMap<i64, [u8; 32]>,
+    /// By the signing key of a device: the numbers up to which it has acknowledged.
+    acknowledged: BTreeMap<[u8; 32], BTreeSet<u64>>,
 }
 
 impl World {
@@ -63,6 +65,7 @@ impl World {
             devices: BTreeMap::new(),
             history: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
+            signing_keys: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
         };
         // The accounts exist, each with one of its two devices: registrations would take most of the time of an input.
@@ -84,9 +87,10 @@ impl World {
     fn call(&mut self, id: RequestId, request: StoreRequest) {
         if let StoreRequest::Acknowledge { mailbox, acknowledgement, .. } = &request {
             let Acknowledgement::UpTo(up_to) = acknowledgement else { panic!("of the TCP protocol") };
-            let device = self.device_of(*mailbox);
-            let is_acknowledged = self.acknowledged.get(&device).is_some_and(|all| all.contains(up_to));
-            assert!(is_acknowledged, "{up_to} was not acknowledged by device {device}");
+            let device = self.devices.values().find(|device| device.mailbox == *mailbox);
+            let acknowledged = device.and_then(|device| self.acknowledged.get(&device.details.signing_key));
+            let is_acknowledged = acknowledged.is_some_and(|all| all.contains(up_to));
+            assert!(is_acknowledged, "{up_to} was not acknowledged by {device:?}");
         }
         let Some(reply) = self.harness.backend.call(id, request.clone()) else { return };
         match request {
@@ -103,14 +107,9 @@ impl World {
         }
     }
 
-    /// Returns the number of the device whose mailbox this is.
-    fn device_of(&self, mailbox: MailboxId) -> i64 {
-        let found = self.devices.iter().find(|(_, device)| device.mailbox == mailbox);
-        found.map_or(-1, |(number, _)| *number)
-    }
-
     fn note_device(&mut self, reply: StoreReply) {
         let StoreReply::AccountDevice(device) = reply else { panic!("{reply:?}") };
+        self.signing_keys.insert(device.id.0, device.details.signing_key);
         self.devices.insert(device.id.0, device);
     }
 

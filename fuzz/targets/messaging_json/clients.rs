@@ -15,8 +15,7 @@ pub(super) struct Client {
     pub(super) challenge: Vec<u8>,
     /// The index of the user.
     pub(super) user: Option<usize>,
-    /// The number of the device, and whether this session reads its mailbox.
-    pub(super) device: Option<(i64, bool)>,
+    pub(super) device: Option<SessionDevice>,
     /// Requests without an answer.
     pub(super) open: BTreeMap<u64, Asked>,
     /// Bytes of texts that the machine is not done with.
@@ -29,10 +28,19 @@ pub(super) struct Client {
     pub(super) page: Vec<(u64, String)>,
 }
 
+/// The device of a session.
+#[derive(Clone, Copy)]
+pub(super) struct SessionDevice {
+    /// Its number. Before the answer to the login, the one that its key had, or 0.
+    pub(super) number: i64,
+    pub(super) signing_key: [u8; 32],
+    pub(super) reads_mailbox: bool,
+}
+
 /// A request that must be answered.
 #[derive(Clone)]
 pub(super) enum Asked {
-    Login { user: usize, device: Option<(i64, bool)> },
+    Login { user: usize, device: Option<SessionDevice> },
     Send { message_id: String },
     Follow { after: u64 },
     Unfollow,
@@ -69,19 +77,20 @@ impl World {
         &mut self,
         connection: ConnectionId,
         user: usize,
-        device: Option<(i64, bool)>,
+        mut device: Option<SessionDevice>,
         message: &Value,
     ) {
-        if let Some((number, true)) = device {
-            assert_eq!(message["device"], number);
+        if let Some(device) = &mut device {
+            // While the login was on its way, the device may have been removed and added again.
+            let number = message["device"].as_i64().expect("a number");
+            assert!(number >= device.number && self.signing_keys[&number] == device.signing_key, "{message}");
+            device.number = number;
             let is_other = |(id, client): &(&ConnectionId, &Client)| {
-                **id != connection && client.device == Some((number, true))
+                let other = client.device.filter(|other| other.reads_mailbox && other.number == number);
+                **id != connection && other.is_some()
             };
-            assert_eq!(
-                self.harness.clients.iter().filter(is_other).count(),
-                0,
-                "one session reads a mailbox"
-            );
+            let others = self.harness.clients.iter().filter(is_other).count();
+            assert!(!device.reads_mailbox || others == 0, "one session reads a mailbox");
         }
         let client = self.harness.clients.get_mut(&connection).expect("it is open");
         (client.user, client.device, client.followed) = (Some(user), device, None);
@@ -135,7 +144,7 @@ impl World {
 
     /// Checks that a row is one of the device's mailbox; returns its sequence number.
     fn check_row(&self, connection: ConnectionId, row: &Value) -> u64 {
-        let (number, _) = self.harness.clients[&connection].device.expect("a device");
+        let SessionDevice { number, .. } = self.harness.clients[&connection].device.expect("a device");
         let sequence = row["sequence"].as_u64().expect("a number");
         // Nothing more can be known of a device that has been removed in the meantime.
         let Some(device) = self.devices.get(&number) else { return sequence };

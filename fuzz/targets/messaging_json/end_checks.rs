@@ -15,7 +15,8 @@ impl World {
         let connection = self.open(slot);
         self.log_in_device(connection, user, index as u8);
         self.complete(usize::MAX);
-        assert_eq!(self.harness.clients[&connection].device, Some((number, true)), "it logs in");
+        let session = self.harness.clients[&connection].device.expect("it logs in");
+        assert!(session.number == number && session.reads_mailbox);
         let (mut after, mut received) = (0, Vec::new());
         loop {
             self.fetch(connection, after, 100);

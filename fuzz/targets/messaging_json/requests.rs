@@ -1,7 +1,7 @@
 //! What clients send.
 
 use super::World;
-use super::clients::Asked;
+use super::clients::{Asked, SessionDevice};
 use super::harness::{Model, SLOTS};
 use super::input::Input;
 use super::keys::{self, DEVICES, USERS, base64};
@@ -94,9 +94,9 @@ impl World {
         signature[63 - usize::from(bits & 8)] ^= u8::from(is_wrong);
         let reads_mailbox = bits & 6 != 6;
         let known = self.devices.values().find(|device| device.details.signing_key == public);
-        // The device may not be known yet, or not any more.
-        let device = Some((known.map_or(-1, |device| device.id.0), reads_mailbox));
-        let asked = if is_wrong || known.is_none() { Asked::Other } else { Asked::Login { user, device } };
+        let number = known.map_or(0, |device| device.id.0);
+        let device = Some(SessionDevice { number, signing_key: public, reads_mailbox });
+        let asked = if is_wrong { Asked::Other } else { Asked::Login { user, device } };
         let mut login = json!({"type": "login", "user": USERS[user], "device_key": base64(&public),
             "signature": base64(&signature)});
         if !reads_mailbox {
@@ -158,8 +158,8 @@ impl World {
             _ => None,
         });
         let devices: Vec<_> = client.device.into_iter().chain(asked).collect();
-        for (number, _) in devices {
-            self.acknowledged.entry(number).or_default().insert(up_to);
+        for device in devices {
+            self.acknowledged.entry(device.signing_key).or_default().insert(up_to);
         }
         self.request(connection, Asked::Other, json!({"type": "ack", "up_to": up_to}));
     }
