@@ -9,7 +9,9 @@ use super::party_name::PartyName;
 use super::server_url::ServerUrl;
 use super::state::Change;
 use super::storage::Storage;
-use crate::gateway::client::Tls;
+use crate::net::client_tls::Tls;
+use crate::net::dialer::Dialer;
+use crate::net::proxy_settings::ProxySettings;
 use futures_util::{SinkExt, StreamExt};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -28,6 +30,7 @@ const ENROLLMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Account {
     storage: Storage,
     file: AccountFile,
+    proxies: ProxySettings,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,6 +53,7 @@ pub struct RegistrationOptions {
     password: Option<String>,
     label: Option<String>,
     roots: Option<String>,
+    proxies: ProxySettings,
 }
 
 impl RegistrationOptions {
@@ -74,6 +78,13 @@ impl RegistrationOptions {
         self.roots = Some(pem.into());
         self
     }
+
+    /// Sets the proxy of the connections to the server, as [`Account::proxies`] does.
+    #[must_use]
+    pub fn proxies(mut self, proxies: ProxySettings) -> Self {
+        self.proxies = proxies;
+        self
+    }
 }
 
 impl Account {
@@ -83,7 +94,16 @@ impl Account {
     /// [`ClientError::Storage`].
     pub fn open(folder: &Path) -> Result<Option<Self>, ClientError> {
         let storage = Storage::new(folder);
-        Ok(storage.load_account()?.map(|file| Self { storage, file }))
+        let proxies = ProxySettings::default();
+        Ok(storage.load_account()?.map(|file| Self { storage, file, proxies }))
+    }
+
+    /// Sets the proxy of the connections to the server; by default there is none. It is not stored in the folder, and the library does not
+    /// read the environment.
+    #[must_use]
+    pub fn proxies(mut self, proxies: ProxySettings) -> Self {
+        self.proxies = proxies;
+        self
     }
 
     /// Makes an account with new keys in this folder and registers it.
@@ -119,7 +139,7 @@ impl Account {
             Some(mut account) => {
                 account.file.server = server.clone();
                 account.set_roots(options.roots)?;
-                (account, false)
+                (account.proxies(options.proxies), false)
             }
             None => (Self::create(folder, server, user, options, true)?, true),
         };
@@ -174,7 +194,7 @@ impl Account {
             is_registered: false,
             secrets,
         };
-        let account = Self { storage, file };
+        let account = Self { storage, file, proxies: options.proxies };
         // Before the server knows the keys: an account whose keys are lost is lost.
         account.storage.save_account(&account.file)?;
         if let Some(fingerprint) = account.identity() {
@@ -187,7 +207,7 @@ impl Account {
     async fn enroll(&self, password: Option<&str>) -> Result<(), ClientError> {
         let keys = self.keys()?;
         let mut enrollment = Enrollment::new(&self.file.user, &keys, &self.file.label, password);
-        let mut socket = self.file.server.connect(&self.tls()).await?;
+        let mut socket = self.file.server.connect(&self.dialer()).await?;
         let lost = |source| ClientError::Unreachable { server: self.file.server.to_string(), source };
         let enrolled = async {
             loop {
@@ -293,11 +313,12 @@ impl Account {
         &self.storage
     }
 
-    pub(super) fn tls(&self) -> Tls {
-        match &self.file.roots {
+    pub(super) fn dialer(&self) -> Dialer {
+        let tls = match &self.file.roots {
             Some(roots) => Tls::system().roots(roots.clone()),
             None => Tls::system(),
-        }
+        };
+        Dialer { tls, proxies: self.proxies.clone() }
     }
 
     fn keys(&self) -> Result<Keys, ClientError> {

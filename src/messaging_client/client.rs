@@ -10,9 +10,9 @@ use super::sending::Draft;
 use super::server_url::{ServerUrl, Socket};
 use super::state::Change;
 use super::storage::Storage;
-use crate::gateway::client::Tls;
 use crate::limits::Backoff;
 use crate::messaging_wire::{self, Device, Empty, OtherParty, Request};
+use crate::net::dialer::Dialer;
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use futures_util::{SinkExt, StreamExt};
@@ -91,8 +91,8 @@ impl Client {
         };
         let random = ChaCha20Rng::from_os_rng();
         let machine = Machine::new(account.local()?, storage.load_state()?, receive, random);
-        let (address, tls) = (account.server().clone(), account.tls());
-        let socket = address.connect(&tls).await?;
+        let (address, dialer) = (account.server().clone(), account.dialer());
+        let socket = address.connect(&dialer).await?;
         let (commands, commands_rx) = mpsc::channel(QUEUE);
         // Bounded by what the machine takes from the server before an acknowledgement.
         let (events, events_rx) = mpsc::unbounded_channel();
@@ -101,7 +101,7 @@ impl Client {
             machine,
             storage: storage.clone(),
             address,
-            tls,
+            dialer,
             commands: commands_rx,
             events,
             replies: HashMap::new(),
@@ -286,7 +286,7 @@ struct ClientTask {
     machine: Machine,
     storage: Storage,
     address: ServerUrl,
-    tls: Tls,
+    dialer: Dialer,
     commands: mpsc::Receiver<Command>,
     events: mpsc::UnboundedSender<Event>,
     replies: HashMap<Operation, Reply>,
@@ -342,10 +342,10 @@ impl ClientTask {
     ) -> Result<Socket, Stop> {
         loop {
             self.carry_out(None).await?;
-            let (address, tls) = (self.address.clone(), self.tls.clone());
+            let (address, dialer) = (self.address.clone(), self.dialer.clone());
             let connecting = async {
                 network.wait_to_retry(backoff).await;
-                address.connect(&tls).await
+                address.connect(&dialer).await
             };
             tokio::pin!(connecting);
             let connected = loop {

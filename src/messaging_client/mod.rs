@@ -63,6 +63,7 @@ mod storage;
 #[cfg(test)]
 mod trust_tests;
 
+pub use crate::net::proxy_settings::{ProxySettings, ProxySettingsError};
 pub use account::{Account, RegistrationOptions};
 pub use client::Client;
 pub(crate) use client::{Contact, PartyDevices};

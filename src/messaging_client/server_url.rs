@@ -1,9 +1,7 @@
 //! The address of a messaging server, and connections to it.
 
 use super::error::ClientError;
-use crate::gateway::client::Tls;
 use crate::net::dialer::{ALPN_HTTP, DialTarget, Dialer, Duplex};
-use crate::net::proxy_settings::ProxySettings;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -52,15 +50,20 @@ impl ServerUrl {
         }
     }
 
+    /// Returns host and port apart.
+    #[cfg(feature = "cli")]
+    pub(crate) fn host_and_port(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
     /// Opens a WebSocket to the server.
-    pub(super) async fn connect(&self, tls: &Tls) -> Result<Socket, ClientError> {
-        let connected = timeout(CONNECT_TIMEOUT, self.open(tls)).await;
+    pub(super) async fn connect(&self, dialer: &Dialer) -> Result<Socket, ClientError> {
+        let connected = timeout(CONNECT_TIMEOUT, self.open(dialer)).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         connected.map_err(|source| ClientError::Unreachable { server: self.to_string(), source })
     }
 
-    async fn open(&self, tls: &Tls) -> io::Result<Socket> {
-        let dialer = Dialer { tls: tls.clone(), proxies: ProxySettings::default() };
+    async fn open(&self, dialer: &Dialer) -> io::Result<Socket> {
         let alpn: &[&[u8]] = &[ALPN_HTTP];
         let target = DialTarget {
             host: &self.host,

@@ -109,6 +109,45 @@ fn a_host_that_reaches_only_a_proxy_inside_tls_that_allows_port_443_connects_by_
     assert_relayed_through("https", "https://turn.test:443", 443);
 }
 
+/// An account on a host that reaches only a proxy, at which the server has the name `turn.test`, and one that reaches the server.
+#[test]
+fn messages_pass_a_proxy_in_both_directions() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server_host, proxy_host) = (net.island(SERVER), net.public(PROXY));
+    let (alices_host, bobs_host) = (net.public(22), net.public(21));
+    let messaging = "[messaging]\nenabled = true\n[messaging.password]\nmemory_kib = 64\npasses = 1\n";
+    let _server = TestServer::on_with(&server_host, messaging);
+    let names = ["--user", "me:a secret", "--host", "turn.test=203.0.113.10"];
+    let proxy = proxy_host.python("proxy.py", &[&["socks5", "3128"], &names[..]].concat());
+    proxy.expect("start", UP, |line| (line == "ready").then_some(()));
+    alices_host.nft(ONLY_THE_PROXY);
+    let folder = tempfile::tempdir().unwrap();
+    let run = |host: &Host, user: &str, arguments: &[&str]| {
+        let mut command = host.command(env!("CARGO_BIN_EXE_agent"));
+        command.args(arguments).env("AGENT_STATE", folder.path().join(user));
+        if user == "alice" {
+            command.env("ALL_PROXY", "socks5://me:a%20secret@203.0.113.11:3128");
+        }
+        let mut agent = Proc::start(user, command, Stdout::Lines);
+        agent.succeed(UP);
+        agent.printed()
+    };
+    let registered = run(&alices_host, "alice", &["login", "ws://turn.test:3478", "alice"]);
+    let note = "TCP to turn.test passes the proxy socks5://203.0.113.11:3128";
+    assert!(registered.contains(note) && !registered.contains("secret"), "{registered}");
+    run(&bobs_host, "bob", &["login", "ws://203.0.113.10:3478", "bob"]);
+    let sent = run(&alices_host, "alice", &["msg", "bob", "out"]);
+    assert!(sent.contains(note) && sent.contains("Stored   for bob"), "{sent}");
+    run(&bobs_host, "bob", &["msg", "alice", "in"]);
+    assert!(run(&bobs_host, "bob", &["inbox"]).contains("  alice  out"));
+    assert!(run(&alices_host, "alice", &["inbox"]).contains("  bob  in"));
+    let through = proxy.lines(|line| (line == "connect turn.test 3478").then_some(()));
+    assert_eq!(through.len(), 3, "{}", proxy.printed());
+}
+
 /// Runs `agent connect` with an environment; returns the exit code and what it printed.
 fn connect(server: &str, variable: (&str, &str)) -> (Option<i32>, String) {
     let ticket = Ticket::new("turn.invalid".parse().unwrap(), "tag", [7; 16]).to_string();

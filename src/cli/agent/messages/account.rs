@@ -2,8 +2,9 @@
 
 use super::error::MessagingError;
 use crate::cli::agent::OutputOptions;
-use crate::cli::agent::error::CommandError;
+use crate::cli::agent::error::{CommandError, UsageError};
 use crate::cli::agent::escape;
+use crate::cli::agent::proxy_environment;
 use crate::cli::agent::report::{Reporter, VERSION};
 use crate::messaging_client::{Account, Client, Fingerprint, PartyName, Receive, RequestError, ServerUrl};
 use clap::Args;
@@ -28,12 +29,19 @@ pub(super) struct StateFolder {
 
 /// Which account to use.
 #[derive(Debug, Args)]
-pub(super) struct AccountOptions {
+pub(super) struct AccountChoice {
     #[command(flatten)]
     state: StateFolder,
     /// The account [default: the one of the last `agent login`]
     #[arg(long, value_name = "USER@SERVER")]
     account: Option<String>,
+}
+
+/// Options of commands that use an account.
+#[derive(Debug, Args)]
+pub(super) struct AccountOptions {
+    #[command(flatten)]
+    pub(super) choice: AccountChoice,
     #[command(flatten)]
     pub(super) output: OutputOptions,
 }
@@ -79,7 +87,12 @@ impl StateFolder {
     }
 }
 
-impl AccountOptions {
+impl AccountChoice {
+    /// Returns whether the command names the account.
+    pub(super) fn is_named(&self) -> bool {
+        self.account.is_some()
+    }
+
     /// Opens the account.
     pub(super) fn account(&self) -> Result<Account, MessagingError> {
         let (server, user) = match self.account.as_deref().map(|account| account.rsplit_once('@')) {
@@ -97,11 +110,22 @@ impl AccountOptions {
     }
 
     /// Opens the account and connects.
-    pub(super) async fn connect(&self, receive: Receive) -> Result<(Account, Client), CommandError> {
-        let account = self.account()?;
+    pub(super) async fn connect(
+        &self,
+        receive: Receive,
+        report: &Reporter,
+    ) -> Result<(Account, Client), CommandError> {
+        let account = through_proxy(self.account()?, report)?;
         let client = Client::connect(&account, receive).await.map_err(MessagingError::from)?;
         Ok((account, client))
     }
+}
+
+/// Lets the connections of an account pass the proxy that the environment names.
+pub(super) fn through_proxy(account: Account, report: &Reporter) -> Result<Account, UsageError> {
+    let (host, port) = account.server().host_and_port();
+    proxy_environment::report(report, host, port);
+    Ok(account.proxies(proxy_environment::read()?))
 }
 
 /// Returns why a request failed; of a client that has ended, why that has.

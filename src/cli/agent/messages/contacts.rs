@@ -42,7 +42,7 @@ impl Contacts {
     }
 
     pub(super) async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
-        let (_, client) = self.account.connect(Receive::Nothing).await?;
+        let (_, client) = self.account.choice.connect(Receive::Nothing, report).await?;
         match &self.action {
             None => {
                 let contacts = client.contacts().await.map_err(MessagingError::from)?;

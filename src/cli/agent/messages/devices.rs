@@ -111,7 +111,7 @@ impl Devices {
                         what: "a fingerprint has 8 groups of 4 hexadecimal digits",
                         hint: "agent devices trust NAME FINGERPRINT     `agent devices` shows it on the user's own device",
                     })?;
-                trust(&account, &name, fingerprint).await?;
+                trust(&account, &name, fingerprint, report).await?;
             }
         }
         Ok(0)
@@ -119,7 +119,7 @@ impl Devices {
 }
 
 async fn remove(options: &AccountOptions, number: i64, report: &Reporter) -> Result<(), CommandError> {
-    let (account, client) = options.connect(Receive::Nothing).await?;
+    let (account, client) = options.choice.connect(Receive::Nothing, report).await?;
     let found = client.devices(&account.party()).await.map_err(MessagingError::from)?;
     let own_key = account.signing_key().map_err(MessagingError::from)?;
     if found.devices.iter().any(|device| device.device == number && device.signing_key.0 == own_key) {
@@ -144,7 +144,7 @@ async fn rename(
     label: String,
     report: &Reporter,
 ) -> Result<(), CommandError> {
-    let (_, client) = options.connect(Receive::Nothing).await?;
+    let (_, client) = options.choice.connect(Receive::Nothing, report).await?;
     let change = AccountChange::RenameDevice(number, label.clone());
     client.change_account(change).await.map_err(MessagingError::from)?;
     report.write(
@@ -159,8 +159,9 @@ async fn trust(
     options: &AccountOptions,
     name: &PartyName,
     fingerprint: Fingerprint,
+    report: &Reporter,
 ) -> Result<(), CommandError> {
-    let (account, client) = options.connect(Receive::Nothing).await?;
+    let (account, client) = options.choice.connect(Receive::Nothing, report).await?;
     if *name == account.party() {
         let (what, hint) = ("this is your own account", "agent devices trust NAME     of another user");
         return Err(MessagingError::Input { what, hint }.into());
@@ -177,7 +178,7 @@ async fn trust(
 }
 
 async fn add(account: &AccountOptions, code: DeviceCode, report: &Reporter) -> Result<(), CommandError> {
-    let (account, client) = account.connect(Receive::Nothing).await?;
+    let (account, client) = account.choice.connect(Receive::Nothing, report).await?;
     let label = code.label().to_owned();
     client.add_device(code).await.map_err(MessagingError::from)?;
     client.close().await.map_err(MessagingError::from)?;
@@ -219,7 +220,7 @@ async fn show(
     name: Option<PartyName>,
     report: &Reporter,
 ) -> Result<(), CommandError> {
-    let (account, client) = options.connect(Receive::Nothing).await?;
+    let (account, client) = options.choice.connect(Receive::Nothing, report).await?;
     let party = name.unwrap_or_else(|| account.party());
     let found = client.devices(&party).await.map_err(MessagingError::from)?;
     client.close().await.map_err(MessagingError::from)?;

@@ -50,7 +50,7 @@ impl Inbox {
     pub(super) async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         let receive = if self.follow { Receive::Everything } else { Receive::Stored };
         let (_, mut client) = tokio::select! {
-            connected = self.account.connect(receive) => connected?,
+            connected = self.account.choice.connect(receive, report) => connected?,
             () = interrupted() => return Ok(INTERRUPTED),
         };
         let shown = tokio::select! {

@@ -1,10 +1,11 @@
 //! `agent login`: registers an account, or logs in with the one that is there.
 
-use super::account::StateFolder;
+use super::account::{StateFolder, through_proxy};
 use super::error::MessagingError;
 use crate::cli::agent::OutputOptions;
 use crate::cli::agent::error::{CommandError, UsageError};
 use crate::cli::agent::escape;
+use crate::cli::agent::proxy_environment;
 use crate::cli::agent::report::{Reporter, VERSION};
 use crate::cli::agent::secrets::{prompt_for, read_file};
 use crate::messaging_client::{
@@ -53,7 +54,7 @@ pub(super) struct DeviceOptions {
 impl DeviceOptions {
     pub(super) fn registration(&self) -> Result<RegistrationOptions, UsageError> {
         let label = self.label.clone().or_else(host_name).unwrap_or_else(|| "device".to_owned());
-        let options = RegistrationOptions::default().label(label);
+        let options = RegistrationOptions::default().label(label).proxies(proxy_environment::read()?);
         Ok(match self.roots()? {
             Some(roots) => options.roots(roots),
             None => options,
@@ -141,10 +142,12 @@ impl Login {
                     account.set_roots(Some(roots)).map_err(MessagingError::from)?;
                 }
                 account.set_server(&server);
-                log_in(account, report).await?
+                log_in(through_proxy(account, report)?, report).await?
             }
             None => {
                 let mut options = self.device.registration()?;
+                let (host, port) = server.host_and_port();
+                proxy_environment::report(report, host, port);
                 if let Some(password) = self.password()? {
                     options = options.password(password);
                 }

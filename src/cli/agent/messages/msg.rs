@@ -18,7 +18,7 @@ use tokio::time::{interval, timeout};
 
 /// Longest text that is read.
 const MAX_TEXT: u64 = 128 * 1024;
-const EMPTY: &str = "the message is empty";
+pub(super) const EMPTY: &str = "the message is empty";
 const USAGE: &str = "agent msg NAME TEXT     or the text on standard input";
 /// How long a message may take to be stored.
 const STORE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ impl Msg {
 
     pub(super) async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         // Before standard input is read.
-        self.account.account()?;
+        self.account.choice.account()?;
         let text = self.text(report)?;
         tokio::select! {
             done = self.send(&text, report) => done,
@@ -80,27 +80,15 @@ impl Msg {
 
     async fn send(&self, text: &str, report: &Reporter) -> Result<u8, CommandError> {
         let receive = if self.wait.is_some() { Receive::Everything } else { Receive::Nothing };
-        let (mut client, reads_mailbox) = match self.account.connect(receive).await {
+        let (mut client, reads_mailbox) = match self.account.choice.connect(receive, report).await {
             Ok((_, client)) => (client, self.wait.is_some()),
             // `agent inbox --follow` has the mailbox; it writes the receipts down.
             Err(CommandError::Messaging(MessagingError::Client(ClientError::Replaced))) => {
-                (self.account.connect(Receive::Nothing).await?.1, false)
+                (self.account.choice.connect(Receive::Nothing, report).await?.1, false)
             }
             Err(error) => return Err(error),
         };
-        let sending = client.send_reporting(&self.name, text, self.encrypted_only, |event| match event {
-            Event::Disconnected { reason } => {
-                report.note(&format!("connection lost, trying again: {}", escape::line(&reason)));
-            }
-            Event::Pinned { party, fingerprint } => report_pinned(report, &party, &fingerprint),
-            _ => {}
-        });
-        let sent = timeout(STORE_TIMEOUT, sending).await;
-        let sent = match sent.map_err(|_| MessagingError::NotStored(STORE_TIMEOUT.as_secs()))? {
-            Ok(sent) => sent,
-            Err(error) => return Err(cause(&mut client, error).await.into()),
-        };
-        report_sent(report, &self.name, &sent);
+        let sent = send_text(&mut client, &self.name, text, self.encrypted_only, report).await?;
         if let Some(limit) = self.wait {
             let delivery = async {
                 match reads_mailbox {
@@ -116,6 +104,30 @@ impl Msg {
         client.close().await.map_err(MessagingError::from)?;
         Ok(0)
     }
+}
+
+/// Sends a text, and reports that it is stored.
+pub(super) async fn send_text(
+    client: &mut Client,
+    to: &PartyName,
+    text: &str,
+    encrypted_only: bool,
+    report: &Reporter,
+) -> Result<Sent, MessagingError> {
+    let sending = client.send_reporting(to, text, encrypted_only, |event| match event {
+        Event::Disconnected { reason } => {
+            report.note(&format!("connection lost, trying again: {}", escape::line(&reason)));
+        }
+        Event::Pinned { party, fingerprint } => report_pinned(report, &party, &fingerprint),
+        _ => {}
+    });
+    let sent = timeout(STORE_TIMEOUT, sending).await;
+    let sent = match sent.map_err(|_| MessagingError::NotStored(STORE_TIMEOUT.as_secs()))? {
+        Ok(sent) => sent,
+        Err(error) => return Err(cause(client, error).await),
+    };
+    report_sent(report, to, &sent);
+    Ok(sent)
 }
 
 /// Waits for the receipt; other messages stay unacknowledged in the mailbox.

@@ -53,13 +53,13 @@ impl Password {
     }
 
     pub(super) async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
-        if !self.account.account()?.server().has_tls() {
+        if !self.account.choice.account()?.server().has_tls() {
             let message = "a password is sent inside TLS only".to_owned();
             let refused = ClientError::Refused { code: ErrorCode::TlsRequired, message };
             return Err(MessagingError::Client(refused).into());
         }
         let password = self.password()?;
-        let (account, client) = self.account.connect(Receive::Nothing).await?;
+        let (account, client) = self.account.choice.connect(Receive::Nothing, report).await?;
         let changed = client.change_account(AccountChange::SetPassword(password)).await;
         changed.map_err(MessagingError::from)?;
         report.write(
