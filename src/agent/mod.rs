@@ -91,4 +91,6 @@ pub use error::{ConnectError, ConnectionError, PathAttempts, Refusal, Registrati
 pub use listener::Listener;
 pub use path::{PathInfo, PathKind, PathPolicy, PathTransport};
 pub(crate) use publish::{ServiceConnection, ServiceEvent, bridge, publish};
+#[cfg(all(feature = "cli", feature = "messaging-client"))]
+pub(crate) use ticket::TicketAccount;
 pub use ticket::{Ticket, TicketError};

@@ -96,6 +96,9 @@ struct FormerServe {
 /// Options of `agent listen`.
 #[derive(Debug, Args)]
 struct Listen {
+    #[cfg(feature = "messaging-client")]
+    #[command(flatten)]
+    account: messages::TicketOptions,
     #[command(flatten)]
     common: AgentOptions,
 }
@@ -116,6 +119,9 @@ struct Connect {
     environment_code: Option<String>,
     #[command(flatten)]
     gateway: DialOptions,
+    #[cfg(feature = "messaging-client")]
+    #[command(flatten)]
+    message: messages::MessageOptions,
     #[command(flatten)]
     common: AgentOptions,
 }
@@ -277,14 +283,24 @@ impl Connect {
         let name = self.common.server.first().unwrap_or(ticket.server());
         proxy_environment::report(report, &name.host, name.port);
         let server = name.to_string();
+        #[cfg(feature = "messaging-client")]
+        let message = self.message.message(&ticket, report)?;
         let agent = Agent::new(config);
         let connection = tokio::select! {
-            connection = agent.connect(&ticket) => {
-                connection.map_err(|error| CommandError::at(&server, error))?
-            }
+            connection = agent.connect(&ticket) => connection,
             () = interrupted() => return Ok(close_politely().await),
         };
-        pipe(connection, StreamOrigin::Local, self.common.directions, report).await
+        let error = match connection {
+            Ok(connection) => {
+                return pipe(connection, StreamOrigin::Local, self.common.directions, report).await;
+            }
+            Err(error) => error,
+        };
+        #[cfg(feature = "messaging-client")]
+        if let (ConnectError::Offline, Some(message)) = (&error, message) {
+            return message.leave(report).await;
+        }
+        Err(CommandError::at(&server, error))
     }
 }
 
@@ -292,12 +308,18 @@ impl Listen {
     async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         let name = self.common.server.first().ok_or(UsageError::NoServer)?;
         let (server, agent) = (name.to_string(), Agent::new(self.common.config()?));
+        #[cfg(feature = "messaging-client")]
+        let account = self.account.account(report)?;
         proxy_environment::report(report, &name.host, name.port);
         let mut listener = tokio::select! {
             listener = register(&agent, &server, report) => listener?,
             () = interrupted() => return Ok(INTERRUPTED),
         };
-        report.ticket(&server, listener.ticket());
+        #[cfg(feature = "messaging-client")]
+        let ticket = listener.ticket().clone().with_account(account);
+        #[cfg(not(feature = "messaging-client"))]
+        let ticket = listener.ticket();
+        report.ticket(&server, &ticket);
         let connection = loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,

@@ -124,6 +124,8 @@ pub(super) const fn description(
     Description { exit_code, stage, code, hint }
 }
 
+/// The exit code of a peer that is offline or unknown.
+pub(super) const OFFLINE: u8 = 3;
 /// Hints of several commands.
 pub(super) const LATER: &str = "try again later";
 pub(super) const SERVER_TIMED_OUT: &str = "is the server up, and TCP 3478 open on the way to it?";
@@ -233,10 +235,10 @@ fn describe_connect(error: &ConnectError) -> Description {
     match error {
         ConnectError::Registration(error) => describe_registration(error),
         ConnectError::Offline => description(
-            3,
+            OFFLINE,
             "signal",
             "offline",
-            "run `agent listen` on the other machine and use the ticket that it prints; `agent msg NAME TEXT` leaves its user a message",
+            "run `agent listen` on the other machine and use the ticket that it prints; --message TEXT leaves its user a message",
         ),
         ConnectError::Refused(Refusal::Ticket) => description(4, "signal", "refused", SAME_LISTENER),
         ConnectError::Refused(Refusal::Busy) => description(

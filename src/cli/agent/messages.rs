@@ -7,6 +7,7 @@ mod error;
 mod inbox;
 mod login;
 mod msg;
+mod offline_message;
 mod password;
 
 use super::OutputOptions;
@@ -14,6 +15,7 @@ use super::error::CommandError;
 use super::report::Reporter;
 use clap::Subcommand;
 pub(super) use error::MessagingError;
+pub(super) use offline_message::{MessageOptions, TicketOptions};
 
 /// The commands.
 #[derive(Debug, Subcommand)]

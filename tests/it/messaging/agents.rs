@@ -21,37 +21,37 @@ const UP: Duration = Duration::from_secs(60);
 const REFUSED: i32 = 4;
 
 /// A machine: the accounts of one user.
-struct Home {
+pub(super) struct Home {
     folder: TempDir,
-    server: String,
+    pub(super) server: String,
 }
 
 /// What a command printed.
 #[derive(Debug)]
-struct Run {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(super) struct Run {
+    pub(super) code: Option<i32>,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
 impl Home {
-    fn new(server: &Messaging) -> Self {
+    pub(super) fn new(server: &Messaging) -> Self {
         Self::at(format!("ws://{}", server.server.address))
     }
 
-    fn at(server: String) -> Self {
+    pub(super) fn at(server: String) -> Self {
         Self { folder: tempfile::tempdir().unwrap(), server }
     }
 
     /// A machine on which the user is registered.
-    fn registered(server: &Messaging, user: &str) -> Self {
+    pub(super) fn registered(server: &Messaging, user: &str) -> Self {
         let home = Self::new(server);
         let run = home.ok(&["login", &home.server, user]);
         assert!(run.stderr.contains("registered") && run.stdout.is_empty(), "{run:?}");
         home
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
         command.args(arguments).env("AGENT_STATE", self.folder.path());
         command
@@ -67,12 +67,12 @@ impl Home {
         Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
-    fn run(&self, arguments: &[&str]) -> Run {
+    pub(super) fn run(&self, arguments: &[&str]) -> Run {
         self.run_with(arguments, "", Stdio::piped())
     }
 
     #[track_caller]
-    fn ok(&self, arguments: &[&str]) -> Run {
+    pub(super) fn ok(&self, arguments: &[&str]) -> Run {
         let run = self.run(arguments);
         assert_eq!(run.code, Some(0), "{arguments:?}: {run:?}");
         run
@@ -85,7 +85,7 @@ impl Home {
         assert!(run.stderr.contains(text), "{arguments:?}: {run:?}");
     }
 
-    fn inbox(&self) -> Run {
+    pub(super) fn inbox(&self) -> Run {
         self.ok(&["inbox"])
     }
 
@@ -96,7 +96,7 @@ impl Home {
     }
 
     /// A file of the only account.
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         fn find(folder: &Path, name: &str) -> Option<PathBuf> {
             let mut paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
             paths.find_map(|path| match path.is_dir() {

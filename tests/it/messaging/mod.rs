@@ -4,6 +4,7 @@ mod abuse;
 mod agents;
 mod durability;
 mod kills;
+mod offline_calls;
 mod padding_oracle;
 mod ports;
 mod python_client;

@@ -13,6 +13,10 @@ pub(in crate::cli::agent) enum MessagingError {
     NoAccount(Option<String>),
     #[error("{0} is no server")]
     Server(String),
+    #[error("the ticket names no account to which a message could be left")]
+    NoTicketAccount,
+    #[error("the account of the ticket is at {server}, yours at {account}")]
+    OtherServer { server: String, account: String },
     #[error("{what}")]
     Input { what: &'static str, hint: &'static str },
     #[error("the server has not confirmed the message within {0} s")]
@@ -28,6 +32,8 @@ pub(in crate::cli::agent) enum MessagingError {
 }
 
 const LOGIN: &str = "agent login SERVER USER     SERVER runs `ginnel serve` with `messaging.enabled = true`";
+const NO_TICKET_ACCOUNT: &str = "leave out --message; or, on the other machine, `agent login` and then `agent listen`, whose ticket names the account";
+const OTHER_SERVER: &str = "agent login SERVER USER     at the server of the ticket's account; or --account USER@SERVER for one that is there";
 const LINK: &str = "if the account is yours: `agent devices request SERVER USER` here, and `agent devices add CODE` on a device of the account";
 const TOO_LONG: &str =
     "send a shorter text: at most 64000 bytes; to four and more devices 180000 bytes divided by their number";
@@ -39,6 +45,8 @@ impl MessagingError {
         match self {
             Self::NoAccount(None) | Self::Server(_) => description(2, "usage", "usage", LOGIN),
             Self::NoAccount(Some(_)) => description(2, "usage", "usage", ACCOUNT),
+            Self::NoTicketAccount => description(2, "usage", "usage", NO_TICKET_ACCOUNT),
+            Self::OtherServer { .. } => description(2, "usage", "usage", OTHER_SERVER),
             Self::Input { hint, .. } => description(2, "usage", "usage", hint),
             Self::NotStored(_) => description(
                 6,
