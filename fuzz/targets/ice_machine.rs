@@ -11,8 +11,8 @@ mod model;
 mod network;
 
 use ginnel::ice::{
-    Candidate, CandidateTransport, IceAgent, IceConfig, IceCredentials, IceEvent, IceInput, IceRole,
-    IceState, IceTransmit,
+    Candidate, CandidateKind, CandidateTransport, IceAgent, IceConfig, IceCredentials, IceEvent, IceInput,
+    IceRole, IceState, IceTransmit,
 };
 use ginnel::internals::net::time;
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
@@ -303,6 +303,11 @@ impl World {
         assert!(taken <= 512, "{taken} messages wait");
         while let Some(event) = self.agents[side].poll_event() {
             self.network.handle_event(side, &event);
+            if let IceEvent::Provisional { pair, datagrams } = &event {
+                let kinds = [pair.local.kind, pair.remote.kind];
+                assert!(kinds.contains(&CandidateKind::Relayed), "data on a direct pair without an answer");
+                assert!((1..=16).contains(datagrams));
+            }
             if let IceEvent::Selected(pair) = event {
                 (side, pair.local.base, pair.remote.address).hash(&mut self.digest);
                 self.check();

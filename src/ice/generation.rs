@@ -22,6 +22,8 @@ pub(super) struct Generation {
     pub(super) remote_candidates: Vec<Candidate>,
     pub(super) pairs: CheckList,
     pub(super) is_end_of_candidates: bool,
+    /// How many pairs were announced that may carry data before they answer.
+    pub(super) announced: usize,
     /// The pair that the peer nominated last, and the number that it had.
     pub(super) nominated: Option<(PairKey, Option<u32>)>,
 }
@@ -34,6 +36,7 @@ impl Generation {
             remote_candidates: Vec::new(),
             pairs: CheckList::default(),
             is_end_of_candidates: false,
+            announced: 0,
             nominated: None,
         }
     }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 /// Between two checks of any pairs: in the first round, and later (Ta of RFC 8445 section 14.2).
 const FIRST_PACE: Duration = Duration::from_millis(5);
 const PACE: Duration = Duration::from_millis(50);
+/// For how long the first pace holds when the selected pair has become silent.
+const HURRY: Duration = Duration::from_millis(200);
 /// Between two checks of the selected pair (RFC 7675 section 5.1), of the best others, and of the rest: NAT mappings stay open.
 const SELECTED_INTERVAL: Duration = Duration::from_secs(5);
 const BACKUP_INTERVAL: Duration = Duration::from_secs(10);
@@ -115,6 +117,14 @@ pub enum IceEvent {
     State(IceState),
     /// Data is sent on this pair from now on.
     Selected(Box<SelectedPair>),
+    /// No pair has answered yet. This one, which uses a relay, may carry data at once: so many datagrams, after the check that is sent first.
+    /// There are two such pairs at most, and data may be sent on both.
+    Provisional {
+        /// The pair.
+        pair: Box<SelectedPair>,
+        /// How many datagrams may be sent on it.
+        datagrams: usize,
+    },
     /// A role conflict was repaired; this is the role now.
     Role(IceRole),
     /// A TCP connection must be opened. The caller then calls [`IceAgent::handle_tcp_connected`] or [`IceAgent::handle_tcp_closed`].
@@ -177,6 +187,8 @@ pub struct IceAgent {
     /// Since when there is no usable pair.
     pub(super) without_path_since: Option<Instant>,
     next_send: Option<Instant>,
+    /// Until then checks follow each other at the first pace.
+    hurry_until: Option<Instant>,
     /// No later than the next time at which something must be done.
     timer: Option<Instant>,
     pub(super) connections: Connections,
@@ -213,6 +225,7 @@ impl IceAgent {
             next_nomination: 1,
             without_path_since: None,
             next_send: None,
+            hurry_until: None,
             timer: None,
             connections: Connections::default(),
             budget: ProbeBudget::new(),
@@ -325,9 +338,11 @@ impl IceAgent {
 
     /// Handles that addresses, routes or the time have changed: everything is checked at once.
     pub fn handle_network_change(&mut self, now: Instant) {
-        for pair in self.current.pairs.iter_mut() {
-            pair.is_suspect |= pair.is_usable();
-            pair.check_now(now);
+        for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
+            for pair in generation.pairs.iter_mut() {
+                pair.is_suspect |= pair.is_usable();
+                pair.check_now(now);
+            }
         }
         self.update(now);
     }
@@ -401,9 +416,10 @@ impl IceAgent {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.timer = None;
         let mut expired = Vec::new();
+        let mut is_selected_silent = false;
         for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
             for pair in generation.pairs.iter_mut() {
-                pair.detect_silence(now);
+                is_selected_silent |= pair.detect_silence(now) && Some(pair.key) == self.selected;
                 if pair.expire_consent(now) && pair.key.is_tcp {
                     expired.push(pair.key);
                 }
@@ -411,6 +427,9 @@ impl IceAgent {
         }
         for key in expired {
             self.close_connection(now, key);
+        }
+        if is_selected_silent {
+            self.verify_all(now);
         }
         self.update(now);
         self.send_due(now);
@@ -422,12 +441,22 @@ impl IceAgent {
         }
     }
 
+    /// Checks every pair that could take over, before data relies on it: what made one silent may have done so to all.
+    fn verify_all(&mut self, now: Instant) {
+        for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
+            let usable = generation.pairs.iter_mut().filter(|pair| pair.is_usable());
+            usable.for_each(|pair| pair.next_check = Some(now));
+        }
+        self.hurry_until = Some(now + HURRY);
+    }
+
     fn send_due(&mut self, now: Instant) {
         while self.next_send.is_none_or(|at| at <= now)
             && let Some((key, source)) = self.next_due(now)
         {
             if self.send_check(now, key, source) {
-                let pace = if self.current.is_first_round() { FIRST_PACE } else { PACE };
+                let is_fast = self.current.is_first_round() || self.hurry_until.is_some_and(|end| now < end);
+                let pace = if is_fast { FIRST_PACE } else { PACE };
                 self.next_send = Some(now + pace);
             }
         }
@@ -498,11 +527,13 @@ impl IceAgent {
     }
 
     /// All pairs of the current generation once the peer's credentials are known, and the selected one if it is of the previous generation.
+    /// Before, all of the previous one: the peer may not know of the restart for long.
     fn checked_pairs(&self) -> impl Iterator<Item = (&Pair, Source)> {
         let is_known = self.current.remote.is_some();
         let current = self.current.pairs.iter().filter(move |_| is_known);
         let selected = self.selected.filter(|key| self.is_in_previous(*key));
-        let previous = selected.and_then(|key| self.previous.as_ref()?.pair(key));
+        let previous = self.previous.iter().flat_map(|previous| previous.pairs.iter());
+        let previous = previous.filter(move |pair| !is_known || Some(pair.key) == selected);
         let previous = previous.map(|pair| (pair, Source::Previous));
         current.map(|pair| (pair, Source::Current)).chain(previous)
     }
@@ -512,7 +543,10 @@ impl IceAgent {
         let due = self.checked_pairs().filter(|(pair, _)| pair.next_check.is_some_and(|at| at <= now));
         let rank = |(pair, _): &(&Pair, Source)| {
             let is_first = pair.state == PairState::Checking(0);
-            (pair.is_to_be_nominated, pair.was_triggered, is_first, pair.priority(self.role))
+            let is_urgent = pair.is_provisional && !pair.is_announced;
+            // A TCP connection is needed only where no datagram passes.
+            let order = (is_first, !pair.key.is_tcp, pair.priority(self.role));
+            (pair.is_to_be_nominated, is_urgent, pair.was_triggered, order)
         };
         due.max_by_key(rank).map(|(pair, source)| (pair.key, source))
     }
@@ -569,6 +603,7 @@ impl IceAgent {
         pair.on_check_sent(now, id, nominates, interval);
         pair.was_triggered = false;
         self.push_transmit(key, bytes);
+        self.announce_provisional(now, key);
     }
 
     /// The time between checks of a pair that has succeeded.
@@ -598,6 +633,7 @@ impl IceAgent {
         self.current.unfreeze(now, self.role);
         self.select(now);
         self.update_state(now);
+        self.mark_provisional(now);
         self.close_unused_connections();
         self.timer = self.next_timeout();
     }

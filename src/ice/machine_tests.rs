@@ -193,6 +193,28 @@ fn a_restart_keeps_the_old_path_until_the_new_one_answers() {
 }
 
 #[test]
+fn a_peer_that_was_away_is_found_before_it_knows_of_a_restart() {
+    for seed in 0..10 {
+        let mut network = Network::new([Nat::PortRestricted, Nat::Open], false, seed);
+        network.signal();
+        network.wait(5 * SECOND, Network::is_direct).unwrap();
+        network.run(SECOND);
+        network.is_direct_up = false;
+        network.run(12 * SECOND);
+        assert!(network.sides.iter().all(|side| side.agent.state() == IceState::Disconnected));
+        let now = network.now;
+        network.sides[0].agent.restart(now);
+        network.run(2 * SECOND);
+        network.is_direct_up = true;
+        // The open side checks, and the mapping of the other one is still there.
+        let now = network.now;
+        network.sides[1].agent.handle_network_change(now);
+        let time = network.wait(SECOND / 4, Network::is_connected);
+        assert!(time.is_some(), "seed {seed}");
+    }
+}
+
+#[test]
 fn conflicting_roles_are_repaired() {
     for role in [IceRole::Controlling, IceRole::Controlled] {
         for seed in 0..10 {

@@ -30,6 +30,7 @@
 //! | `machine.rs` | [`IceAgent`]: inputs, timers, pacing |
 //! | `requests.rs`, `responses.rs` | checks of the peer, responses to own ones |
 //! | `selection.rs` | which pair carries data, and which is nominated |
+//! | `provisional.rs` | data on a relayed pair before the first answer |
 //! | `tcp.rs` | TCP connections (RFC 6544) |
 //! | `control.rs` | messages of the agent beside the checks |
 //! | `probe_budget.rs` | how much is sent to addresses that have not answered |
@@ -45,6 +46,7 @@ mod machine;
 mod machine_tests;
 mod pair;
 mod probe_budget;
+mod provisional;
 mod requests;
 mod responses;
 mod sdp;

@@ -114,8 +114,14 @@ pub(super) struct Pair {
     pub(super) is_suspect: bool,
     /// The next check has USE-CANDIDATE.
     pub(super) is_to_be_nominated: bool,
-    /// The peer has checked it.
+    /// The peer has checked it, and no check has been sent since.
     pub(super) was_triggered: bool,
+    /// The peer has checked it.
+    pub(super) is_checked_by_peer: bool,
+    /// It may carry data before it has answered.
+    pub(super) is_provisional: bool,
+    /// The caller knows that.
+    pub(super) is_announced: bool,
 }
 
 impl Pair {
@@ -136,6 +142,9 @@ impl Pair {
             is_suspect: false,
             is_to_be_nominated: false,
             was_triggered: false,
+            is_checked_by_peer: false,
+            is_provisional: false,
+            is_announced: false,
         }
     }
 

@@ -79,6 +79,18 @@ impl ProbeBudget {
         }
     }
 
+    /// Takes datagrams of data to an address, each as a check; returns how many may be sent.
+    pub(super) fn take_data(&mut self, now: Instant, ip: IpAddr, most: usize) -> usize {
+        let may_send = |budget: &mut Self| {
+            let may_check = budget.may_check(now, ip);
+            if may_check {
+                budget.take_check(now, ip);
+            }
+            may_check
+        };
+        (0..most).take_while(|_| may_send(self)).count()
+    }
+
     /// Takes a response to an address; `false` if it is dropped.
     pub(super) fn take_response(&mut self, now: Instant, ip: IpAddr) -> bool {
         let (ticks, per_address) = (self.ticks(now), self.per_address);

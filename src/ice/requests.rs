@@ -32,10 +32,15 @@ impl IceAgent {
         if is_current {
             self.learn(now, key, &check);
             self.on_accepted(key);
-        } else if let Some(pair) = self.previous.as_mut().and_then(|previous| previous.pair_mut(key))
-            && !self.config.renomination
-        {
-            pair.on_alive();
+        } else if let Some(pair) = self.previous.as_mut().and_then(|previous| previous.pair_mut(key)) {
+            // The peer does not know of the restart, and may have been away.
+            if !pair.is_usable() || pair.is_suspect {
+                pair.was_triggered = true;
+                pair.check_now(now);
+            }
+            if !self.config.renomination {
+                pair.on_alive();
+            }
         }
         self.respond(now, key, success(message.transaction(), key.remote, &response_key))
     }
@@ -76,6 +81,7 @@ impl IceAgent {
         let is_browser = !self.config.renomination;
         let pair = self.current.pair_of_check(self.role, &self.locals, key, check.priority);
         let Some(pair) = pair else { return };
+        pair.is_checked_by_peer = true;
         if !pair.is_usable() || pair.is_suspect {
             pair.was_triggered = true;
             pair.check_now(now);

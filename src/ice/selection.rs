@@ -124,8 +124,8 @@ impl IceAgent {
         };
         if state == IceState::Disconnected && self.state == IceState::Connected {
             // Whatever may still work is found at once.
-            for pair in self.current.pairs.iter_mut() {
-                pair.check_now(now);
+            for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
+                generation.pairs.iter_mut().for_each(|pair| pair.check_now(now));
             }
         }
         if state != self.state {

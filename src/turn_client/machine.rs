@@ -234,6 +234,21 @@ impl TurnClient {
         Some(bytes)
     }
 
+    /// Returns the same as [`TurnClient::encode`], also while the request that permits the peer has no response yet: the server handles
+    /// messages in order. Without the permission it drops the payload.
+    pub(crate) fn encode_ahead(&mut self, peer: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
+        self.allocated.as_ref()?;
+        let is_sent = |request| self.in_flight.iter().any(|transaction| transaction.request == request);
+        if self.peers.is_permitted(peer.ip()) || !self.peers.requests_for(peer.ip()).any(is_sent) {
+            return self.encode(peer, payload);
+        }
+        let (length, id) = (u16::try_from(payload.len()).ok()?, self.random());
+        let header = FrameHeader::send_indication(peer, length, id)?;
+        let mut bytes = [header.as_bytes(), payload].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        Some(bytes)
+    }
+
     /// Handles a datagram, or a frame of a stream, from the server.
     pub fn handle(&mut self, now: Instant, bytes: &[u8]) -> Received {
         if let Some((channel, payload)) = parse_channel_data(bytes) {

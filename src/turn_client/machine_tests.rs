@@ -173,6 +173,18 @@ fn payload_is_framed_as_channel_data_or_as_send_indications() {
 }
 
 #[test]
+fn payload_may_follow_the_request_for_a_permission_without_waiting() {
+    let at = now().mono;
+    let mut client = allocated(at);
+    assert_eq!(client.encode_ahead(peer(), b"hello"), None);
+    client.create_permission(at, peer().ip()).unwrap();
+    assert_eq!(client.encode(peer(), b"hello"), None);
+    let ahead = client.encode_ahead(peer(), b"hello").unwrap();
+    assert_eq!(grant(&mut client, at), Method::CREATE_PERMISSION);
+    assert_eq!(client.encode(peer(), b"hello").unwrap().len(), ahead.len());
+}
+
+#[test]
 fn payload_of_both_framings_is_received_with_its_peer() {
     let at = now().mono;
     let mut client = allocated(at);

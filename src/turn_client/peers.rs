@@ -89,6 +89,15 @@ impl Peers {
             || self.channels.iter().any(|(channel, (_, entry))| channel.ip() == peer && entry.is_installed)
     }
 
+    /// Returns the requests that permit an address.
+    pub(super) fn requests_for(&self, peer: IpAddr) -> impl Iterator<Item = TurnRequest> {
+        let permission = self.permissions.keys().filter(move |ip| **ip == peer);
+        let channels = self.channels.keys().filter(move |channel| channel.ip() == peer);
+        permission
+            .map(|ip| TurnRequest::CreatePermission(*ip))
+            .chain(channels.map(|channel| TurnRequest::ChannelBind(*channel)))
+    }
+
     /// Returns whether a permission or a channel for this address was requested.
     pub(super) fn is_wanted(&self, peer: IpAddr) -> bool {
         self.permissions.contains_key(&peer) || self.channels.keys().any(|channel| channel.ip() == peer)
