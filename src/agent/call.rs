@@ -10,7 +10,7 @@ use super::path::{PathInfo, PathKind};
 use super::quic;
 use super::relay_reason::RelayReason;
 use super::resumption::{ResumedCall, Resumption};
-use super::session::{NO_PATH, Session, SessionConfig, SessionFailure, SessionOutput};
+use super::session::{Session, SessionConfig, SessionFailure, SessionOutput};
 use super::signaling_client::{ServerEvent, SignalingClient, SignalingError};
 use super::tunnel::Tunnel;
 use crate::ice::IceCredentials;
@@ -27,7 +27,7 @@ use tokio::time::{sleep_until, timeout};
 const END_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a session without a path waits for one. Without its server too: the network may be away, or the server restarted.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the relay must have taken over from the direct path before users are told.
+/// How long the relay must have taken over from the direct path, or the path must be lost, before users are told.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
 /// How long a path may be lost, or the network new, before the other side is called again.
 const RESUME_DELAY: Duration = Duration::from_millis(1000);
@@ -94,16 +94,36 @@ impl CallResources {
     }
 }
 
-/// Negotiates a call until a path carries data. Returns the key of QUIC's Initial packets and the handle that keeps the path.
-pub(super) async fn negotiate(
+/// A call that is being negotiated.
+pub(super) struct Negotiation {
+    /// Resolved when QUIC's first datagrams can be sent: the key of its Initial packets.
+    pub(super) initial: oneshot::Receiver<InitialKey>,
+    /// Resolved when a path has answered, or when the call has failed. Dropped, a call that fails closes the endpoint.
+    pub(super) result: oneshot::Receiver<Result<(), ConnectError>>,
+    /// Keeps the path.
+    pub(super) path: PathHandle,
+    server: SocketAddr,
+}
+
+impl Negotiation {
+    /// Waits until a path has answered.
+    pub(super) async fn result(&mut self) -> Result<(), ConnectError> {
+        // A task that ended without a word has lost the server.
+        (&mut self.result).await.unwrap_or_else(|_| Err(signaling_lost_error(self.server)))
+    }
+}
+
+/// Begins to negotiate a call.
+pub(super) fn negotiate(
     resources: CallResources,
     config: SessionConfig,
     request: CallRequest,
     auth: CallAuth,
     (signaling, events): (SignalingClient, mpsc::Receiver<ServerEvent>),
     resumption: Resumption,
-) -> Result<(InitialKey, PathHandle), ConnectError> {
-    let (ready, is_ready) = oneshot::channel();
+) -> Result<Negotiation, ConnectError> {
+    let (initial, initial_rx) = oneshot::channel();
+    let (ready, result) = oneshot::channel();
     let (path, path_rx) = watch::channel(None);
     let (stop, stop_rx) = mpsc::channel(1);
     let (signaling_lost, signaling_lost_rx) = watch::channel(false);
@@ -126,27 +146,19 @@ pub(super) async fn negotiate(
         token: None,
         active: None,
         reason: None,
+        initial: Some(initial),
         ready: Some(ready),
         path,
         signaling_lost,
         lost_since: None,
+        lost_notice_at: None,
         publish_at: None,
         control: control_rx,
         quic: None,
     };
     let task = tokio::spawn(task.run(request, stop_rx));
-    let handle = PathHandle::new(path_rx, signaling_lost_rx, probe, stop, task).with_control(control);
-    // A task that ended without a word has lost the server.
-    let result = is_ready.await.unwrap_or_else(|_| Err(signaling_lost_error(server)));
-    match result {
-        Ok(key) => Ok((key, handle)),
-        Err(error) => {
-            let reason =
-                if matches!(error, ConnectError::NoPath(_)) { NO_PATH } else { "it could not go on" };
-            handle.close(reason).await;
-            Err(error)
-        }
-    }
+    let path = PathHandle::new(path_rx, signaling_lost_rx, probe, stop, task).with_control(control);
+    Ok(Negotiation { initial: initial_rx, result, path, server })
 }
 
 fn signaling_lost_error(server: SocketAddr) -> ConnectError {
@@ -191,11 +203,15 @@ struct CallTask {
     /// Why it is not direct.
     reason: Option<RelayReason>,
     /// Resolved once: with the first path or the first failure.
-    ready: Option<oneshot::Sender<Result<InitialKey, ConnectError>>>,
+    ready: Option<oneshot::Sender<Result<(), ConnectError>>>,
+    /// Resolved once: when the first datagrams can be sent.
+    initial: Option<oneshot::Sender<InitialKey>>,
     path: watch::Sender<Option<PathInfo>>,
     signaling_lost: watch::Sender<bool>,
     /// Since when no path answers.
     lost_since: Option<Instant>,
+    /// When users are told that it is lost.
+    lost_notice_at: Option<Instant>,
     /// When a change from the direct path to the relay is published.
     publish_at: Option<Instant>,
     control: mpsc::Receiver<ControlEvent>,
@@ -205,11 +221,20 @@ struct CallTask {
 
 impl CallTask {
     async fn run(mut self, request: CallRequest, mut stop: mpsc::Receiver<String>) {
+        // The candidates that are known go with the offer or the answer.
+        while let Ok(event) = self.resources.events.try_recv() {
+            self.handle_engine_event(time::now().mono, event);
+        }
         self.start(time::now().mono, request);
         let reason = loop {
             self.apply_outputs().await;
-            let timers =
-                [self.session.poll_timeout(), self.loss_deadline(), self.resumption.due(), self.publish_at];
+            let timers = [
+                self.session.poll_timeout(),
+                self.loss_deadline(),
+                self.resumption.due(),
+                self.publish_at,
+                self.lost_notice_at,
+            ];
             let due = timers.into_iter().flatten().min().unwrap_or_else(|| time::now().mono + FAR);
             tokio::select! {
                 reason = stop.recv() => break reason,
@@ -309,9 +334,19 @@ impl CallTask {
         }
     }
 
-    fn resolve(&mut self, result: Result<InitialKey, ConnectError>) {
-        if let Some(ready) = self.ready.take() {
-            let _ = ready.send(result);
+    fn resolve(&mut self, result: Result<(), ConnectError>) {
+        let Some(ready) = self.ready.take() else { return };
+        // QUIC may have been faster than the checks, over a relay.
+        if let Err(Err(error)) = ready.send(result) {
+            tracing::debug!(%error, "a call without a path failed");
+            self.lose();
+        }
+    }
+
+    /// Lets QUIC begin.
+    fn release_initial_key(&mut self) {
+        if let Some(initial) = self.initial.take() {
+            let _ = initial.send(self.auth.initial_key());
         }
     }
 
@@ -405,14 +440,21 @@ impl CallTask {
                 self.session.handle_active(Some(active.path));
                 self.reason = self.session.reason();
                 self.publish_path();
-                self.resolve(Ok(self.auth.initial_key()));
+                self.release_initial_key();
+                self.resolve(Ok(()));
             }
+            EngineEvent::Provisional => self.release_initial_key(),
             EngineEvent::Connected => {
-                self.lost_since = None;
+                (self.lost_since, self.lost_notice_at) = (None, None);
                 self.resumption.handle_connected();
+                self.session.handle_active(self.active.map(|active| active.path));
+                self.publish_path();
             }
             EngineEvent::Disconnected => {
-                self.lost_since = self.lost_since.or(Some(now));
+                if self.lost_since.is_none() {
+                    (self.lost_since, self.lost_notice_at) = (Some(now), Some(now + SETTLE_TIME));
+                }
+                self.session.handle_lost();
                 self.resumption.schedule(now + RESUME_DELAY);
             }
             EngineEvent::NetworkChanged if self.ready.is_none() => {
@@ -427,7 +469,8 @@ impl CallTask {
     fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
         self.resumption.handle_timeout(now);
-        if self.publish_at.take_if(|at| *at <= now).is_some() {
+        let is_lost_notice_due = self.lost_notice_at.take_if(|at| *at <= now).is_some();
+        if self.publish_at.take_if(|at| *at <= now).is_some() || is_lost_notice_due {
             self.publish_path();
         }
         if self.loss_deadline().is_some_and(|at| at <= now) {
@@ -450,7 +493,7 @@ impl CallTask {
         (self.signaling, self.events, self.auth) = (signaling, events, auth);
         (self.answered, self.pending_call, self.token) = (false, None, None);
         self.config = SessionConfig { ufrag, pwd, own_relay: relay.is_some(), ..self.config.clone() };
-        self.session = Session::new(self.config.clone());
+        self.session = self.session.resumed(self.config.clone());
         self.request = Some(request);
         self.resources.server = server.1;
         self.resources.send(EngineCommand::Server(server.0, server.1));
@@ -471,7 +514,9 @@ impl CallTask {
     }
 
     fn publish_path(&mut self) {
-        let Some(active) = self.active.filter(|_| self.publish_at.is_none()) else { return };
+        // A loss that ends soon is none.
+        let is_settled = self.publish_at.is_none() && self.lost_notice_at.is_none();
+        let Some(active) = self.active.filter(|_| is_settled) else { return };
         let remote = match active.path {
             CandidatePath::Direct => active.remote,
             CandidatePath::Relay => self.resources.server,
@@ -484,14 +529,18 @@ impl CallTask {
             rtt: active.rtt,
             since: time::now().mono.saturating_duration_since(self.resources.started),
             reason: self.reason.map(|reason| reason.to_string()),
+            is_lost: self.lost_since.is_some(),
         };
         self.path.send_if_modified(|current| {
             let is_same = current.as_ref().is_some_and(|current| {
-                (current.kind, current.transport, current.remote, &current.reason)
-                    == (info.kind, info.transport, info.remote, &info.reason)
+                current.is_lost == info.is_lost
+                    && (info.is_lost
+                        || (current.kind, current.transport, current.remote, &current.reason)
+                            == (info.kind, info.transport, info.remote, &info.reason))
             });
             let since = current.as_ref().filter(|_| is_same).map_or(info.since, |current| current.since);
-            let has_news = !is_same || current.as_ref().is_some_and(|current| current.rtt.is_none());
+            let has_news =
+                !is_same || current.as_ref().is_some_and(|current| current.rtt.is_none() && !current.is_lost);
             if has_news {
                 *current = Some(PathInfo { since, ..info });
             }

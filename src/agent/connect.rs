@@ -1,6 +1,6 @@
 //! [`Agent`], and how a connector reaches the listener that made a ticket.
 
-use super::call::{self, CallRequest, CallResources};
+use super::call::{self, CallRequest, CallResources, Negotiation};
 use super::call_auth::{self, CallAuth};
 use super::config::{Config, ServerName};
 use super::connection::{Connection, PathHandle};
@@ -12,13 +12,14 @@ use super::path::PathPolicy;
 use super::quic;
 use super::resumption::{Callee, Resumption};
 use super::servers::{self, ServerStream};
-use super::session::SessionConfig;
+use super::session::{NO_PATH, SessionConfig};
 use super::signaling_client::{RegistrationParams, SignalingClient};
 use super::ticket::Ticket;
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
 use std::net::SocketAddr;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 const QUEUE: usize = 64;
 /// RFC 8445 section 5.3 requires 24 bits; this is the only fresh part of an offer and has 128.
@@ -115,9 +116,9 @@ impl Agent {
         });
         let request = CallRequest::Outgoing { tag: registered.tag, callee };
         let endpoint = resources.endpoint.clone();
-        let (initial, path) =
-            call::negotiate(resources, config, request, auth, (signaling, events_rx), resumption).await?;
-        handshake(endpoint, (&ticket.secret, AgentRole::Connector), initial, path).await
+        let negotiation =
+            call::negotiate(resources, config, request, auth, (signaling, events_rx), resumption)?;
+        establish(endpoint, (&ticket.secret, AgentRole::Connector), negotiation).await
     }
 
     /// Returns all servers at which the listener may be, the one in use first.
@@ -149,13 +150,52 @@ pub(super) async fn handshake(
     initial: call_auth::InitialKey,
     path: PathHandle,
 ) -> Result<Connection, ConnectError> {
-    match quic::handshake(endpoint, secret, &initial, role).await {
+    match in_time(quic::handshake(endpoint, secret, &initial, role)).await {
         Ok(quic) => Ok(Connection::new(quic, path)),
         Err(error) => {
             path.close("the handshake failed").await;
             Err(error)
         }
     }
+}
+
+/// Completes the QUIC handshake of a call as soon as its first datagrams can be sent, which may be before a path has answered.
+pub(super) async fn establish(
+    endpoint: quinn::Endpoint,
+    (secret, role): (&Secret, AgentRole),
+    mut negotiation: Negotiation,
+) -> Result<Connection, ConnectError> {
+    let (_, never) = oneshot::channel();
+    let initial = std::mem::replace(&mut negotiation.initial, never);
+    let handshake = async {
+        match initial.await {
+            Ok(initial) => quic::handshake(endpoint, secret, &initial, role).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::pin!(handshake);
+    let connected = tokio::select! {
+        connected = &mut handshake => connected,
+        result = negotiation.result() => match result {
+            Ok(()) => in_time(handshake).await,
+            Err(error) => {
+                let reason = if matches!(error, ConnectError::NoPath(_)) { NO_PATH } else { "it could not go on" };
+                negotiation.path.close(reason).await;
+                return Err(error);
+            }
+        },
+    };
+    match connected {
+        Ok(quic) => Ok(Connection::new(quic, negotiation.path)),
+        Err(error) => {
+            negotiation.path.close("the handshake failed").await;
+            Err(error)
+        }
+    }
+}
+
+async fn in_time<T>(handshake: impl Future<Output = Result<T, ConnectError>>) -> Result<T, ConnectError> {
+    timeout(quic::HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| ConnectError::HandshakeTimedOut)?
 }
 
 /// Returns the user name fragment of one call.

@@ -120,6 +120,8 @@ pub(super) enum EngineEvent {
     Nat(NatType),
     /// What became of the prediction of ports.
     Spray(SprayStatus),
+    /// The first datagrams can be sent over a relay, of which no check has been answered.
+    Provisional,
     /// Data goes over this path from now on, or its round-trip time is known now.
     Selected(ActivePath),
     /// ICE was restarted, and the candidates have been reported.

@@ -218,6 +218,7 @@ async fn handshake(
         rtt: Some(connection.rtt()),
         since: time::now().mono.saturating_duration_since(ends.started),
         reason: Some(ends.reason.to_owned()),
+        is_lost: false,
     }));
     Ok(connection)
 }

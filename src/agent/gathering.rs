@@ -66,7 +66,10 @@ pub(super) struct Gathering {
     second_server: Option<SocketAddr>,
     /// The server's IPv4 address as a NAT64 reaches it.
     translated_server: Option<SocketAddr>,
+    /// When the socket whose NAT is told was first used.
     started: Instant,
+    /// When that socket's UDP counts as blocked.
+    blocked_at: Option<Instant>,
     /// The socket whose NAT is told.
     main: Option<SocketAddr>,
     local_ips: Vec<IpAddr>,
@@ -86,6 +89,7 @@ impl Gathering {
             second_server: None,
             translated_server: None,
             started: now,
+            blocked_at: Some(now + BLOCKED_TIME),
             main: None,
             local_ips: Vec::new(),
             probes: Vec::new(),
@@ -106,8 +110,12 @@ impl Gathering {
     /// Sets the sockets, the one of the default route first. Known ones keep their mappings.
     pub(super) fn set_ports(&mut self, now: Instant, bases: &[SocketAddr]) {
         self.local_ips = bases.iter().map(SocketAddr::ip).collect();
-        self.main = bases.iter().copied().find(|base| reaches(*base, self.server));
-        let main = self.main;
+        let main = bases.iter().copied().find(|base| reaches(*base, self.server));
+        if main != self.main {
+            // A new address has not been without an answer for long.
+            (self.main, self.started, self.nat) = (main, now, None);
+            self.blocked_at = Some(now + BLOCKED_TIME);
+        }
         let of_main = [self.second_server, self.translated_server];
         self.probes.retain(|probe| {
             bases.contains(&probe.base)
@@ -204,8 +212,7 @@ impl Gathering {
 
     /// Returns when [`Gathering::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let blocked = (!self.is_done).then_some(self.started + BLOCKED_TIME);
-        self.probes.iter().map(|probe| probe.next).chain(blocked).min()
+        self.probes.iter().map(|probe| probe.next).chain(self.blocked_at).min()
     }
 
     /// Returns the next datagram to send.
@@ -245,6 +252,7 @@ impl Gathering {
 
     fn conclude(&mut self, now: Instant) {
         let is_over = now >= self.started + BLOCKED_TIME;
+        self.blocked_at = self.blocked_at.filter(|_| !is_over);
         let mapping = |server| {
             let probe = self
                 .probes
@@ -402,6 +410,25 @@ mod tests {
         let last = requests(&mut gathering).pop().unwrap();
         assert!(answer(&mut gathering, now, &last, at(MAPPED)));
         assert_eq!(gathering.is_udp_blocked(now), Some(false));
+    }
+
+    #[test]
+    fn a_new_address_is_not_blocked_before_it_has_had_time() {
+        let mut now = time::now().mono;
+        let mut gathering = Gathering::new(now, at("198.51.100.1:3478"), [1; 32]);
+        gathering.set_ports(now, &[at(BASE)]);
+        let request = requests(&mut gathering).pop().unwrap();
+        assert!(answer(&mut gathering, now, &request, at(MAPPED)));
+        now += Duration::from_secs(60);
+        gathering.set_ports(now, &[at("10.0.0.6:4000")]);
+        assert_eq!(gathering.is_udp_blocked(now), None);
+        let end = now + Duration::from_millis(990);
+        while let Some(due) = gathering.poll_timeout().filter(|due| *due <= end) {
+            gathering.handle_timeout(due);
+        }
+        assert!(!events(&mut gathering).contains(&GatheringEvent::Nat(NatType::Blocked)));
+        gathering.handle_timeout(now + BLOCKED_TIME);
+        assert!(events(&mut gathering).contains(&GatheringEvent::Nat(NatType::Blocked)));
     }
 
     #[test]

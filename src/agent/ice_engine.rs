@@ -6,18 +6,19 @@
 mod extra_sockets;
 mod mappings;
 mod names;
+mod provisional;
 mod relays;
 mod simultaneous_open;
 mod translation;
 
-use super::candidate::CandidatePath;
+use super::candidate::{self, CandidatePath};
 use super::config::ServerName;
 use super::datagram_queue::DatagramQueue;
 use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials};
 use super::gathering::{Gathering, GatheringEvent};
 use super::host_addresses::{host_addresses, source_address};
 use super::keys::AgentRole;
-use super::outlet::{Outlet, QueueFraming};
+use super::outlet::{Outlet, ProvisionalPath, QueueFraming};
 use super::path::{PathPolicy, PathTransport};
 use super::peer_streams::{Direction, PeerStreamEvent, PeerStreams};
 use super::port_mapping::{MappedProtocol, MappingEvent, PortMapper, WantedMapping};
@@ -27,7 +28,7 @@ use super::tunnel::{EngineMessage, MessageSource, Tunnel};
 use super::udp_port::UdpPort;
 use crate::ice::{
     Candidate, CandidateError, CandidateKind, CandidateTransport, IceAgent, IceConfig, IceCredentials,
-    IceEvent, IceRole, IceState,
+    IceEvent, IceRole, IceState, SelectedPair,
 };
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
@@ -47,6 +48,8 @@ use translation::Translation;
 const TICK: Duration = Duration::from_millis(100);
 /// The relay by TCP is tried if the one by UDP is not ready after this time.
 const STREAM_DELAY: Duration = Duration::from_millis(250);
+/// The same while the server has not answered any datagram.
+const STREAM_DELAY_WITHOUT_ANSWER: Duration = Duration::from_millis(100);
 /// The relay by TCP is released when it has not been in use for this time.
 const STREAM_IDLE: Duration = Duration::from_secs(10);
 /// The first and the longest wait before a lost relay is requested again.
@@ -85,9 +88,13 @@ pub(super) struct IceEngine {
     translation: Translation,
     candidates: Vec<Candidate>,
     agent: Option<IceAgent>,
+    /// The paths of the first datagrams, until a pair has answered.
+    provisional: Vec<Arc<ProvisionalPath>>,
     /// What the call knows of the path.
     active: Option<ActivePath>,
     is_connected: bool,
+    /// The call does not know that yet.
+    is_connected_untold: bool,
     repaired_at: Option<Instant>,
     /// The next look at the traffic; `None` while there is none.
     tick: Option<Instant>,
@@ -116,8 +123,10 @@ impl IceEngine {
             translation: Translation::default(),
             candidates: Vec::new(),
             agent: None,
+            provisional: Vec::new(),
             active: None,
             is_connected: false,
+            is_connected_untold: false,
             repaired_at: None,
             tick: None,
             mappings_done: false,
@@ -205,9 +214,11 @@ impl IceEngine {
         let translated = self.translate(&candidate);
         self.note_simultaneous_open(now, &candidate);
         if let Some(agent) = &mut self.agent {
+            let ip = candidate.address.ip();
             for candidate in translated.into_iter().chain([candidate]) {
                 agent.add_remote_candidate(now, candidate);
             }
+            self.permit(now, ip);
         }
     }
 
@@ -234,6 +245,7 @@ impl IceEngine {
         if self.gathered {
             self.queues.send(EngineEvent::Gathered);
         }
+        self.gathering.nat().into_iter().for_each(|nat| self.queues.send(EngineEvent::Nat(nat)));
         self.queues.send(EngineEvent::Restarted);
     }
 
@@ -401,10 +413,7 @@ impl IceEngine {
             relay.handle_timeout(now);
         }
         if self.relays.stream_at.is_some_and(|at| at <= now) {
-            self.relays.stream_at = None;
-            if self.relays.clients.iter().all(|relay| relay.relayed().is_empty()) {
-                self.start_stream_relay(now);
-            }
+            self.consider_stream_relay(now);
         }
         if self.relays.retry_at.is_some_and(|at| at <= now) {
             self.relays.retry_at = None;
@@ -573,7 +582,11 @@ impl IceEngine {
                 break;
             }
         }
+        // The path first: it may be another one than before.
         self.tell_path();
+        if std::mem::take(&mut self.is_connected_untold) {
+            self.queues.send(EngineEvent::Connected);
+        }
     }
 
     fn send_check(&mut self, now: Instant, local: SocketAddr, remote: SocketAddr, check: Vec<u8>) {
@@ -591,13 +604,14 @@ impl IceEngine {
     fn handle_agent_event(&mut self, now: Instant, event: IceEvent) {
         match event {
             IceEvent::Selected(_) => self.set_outlet(now),
+            IceEvent::Provisional { pair, datagrams } => self.add_provisional(now, &pair, datagrams),
             IceEvent::State(IceState::Connected) => {
                 self.is_connected = true;
                 self.tunnel.repeat_last();
-                self.queues.send(EngineEvent::Connected);
+                self.is_connected_untold = true;
             }
             IceEvent::State(IceState::Disconnected | IceState::Failed) => {
-                self.is_connected = false;
+                (self.is_connected, self.is_connected_untold) = (false, false);
                 self.queues.send(EngineEvent::Disconnected);
                 self.repair(now);
             }
@@ -610,19 +624,26 @@ impl IceEngine {
     /// Sends the data over the selected pair.
     fn set_outlet(&mut self, now: Instant) {
         let Some(pair) = self.agent.as_ref().and_then(IceAgent::selected) else { return };
+        self.provisional.clear();
+        let outlet = self.outlet(now, &pair);
+        if outlet.is_some() {
+            let (local, remote) = (pair.local.base, pair.remote.address);
+            tracing::debug!(%local, %remote, "selected a candidate pair");
+            self.tunnel.set_outlet(outlet);
+        }
+    }
+
+    /// Returns the path of a pair.
+    fn outlet(&mut self, now: Instant, pair: &SelectedPair) -> Option<Outlet> {
         let (base, remote) = (pair.local.base, pair.remote.address);
         let relay = self.relays.clients.iter_mut().find(|relay| relay.relayed().contains(&base));
-        let outlet = match relay {
+        match relay {
             Some(relay) => Some(relay.outlet(now, remote)),
             None if pair.local.transport != CandidateTransport::Udp => {
                 let queue = self.streams.queue((base, remote)).cloned();
                 queue.map(|queue| Outlet::Queue(queue, QueueFraming::Length))
             }
             None => self.port(base).map(|port| Outlet::Direct { port: Arc::clone(port), remote }),
-        };
-        if outlet.is_some() {
-            tracing::debug!(local = %base, %remote, "selected a candidate pair");
-            self.tunnel.set_outlet(outlet);
         }
     }
 

@@ -335,16 +335,10 @@ impl ListenerTask {
         let permit = Arc::clone(&self.negotiations).try_acquire_owned().ok();
         tokio::spawn(async move {
             let connected = async {
-                let negotiated = call::negotiate(
-                    resources,
-                    config,
-                    request,
-                    auth,
-                    (client, events_rx),
-                    Resumption::Listener(resumed_rx),
-                );
-                let (initial, path) = negotiated.await?;
-                connect::handshake(endpoint, (&secret, AgentRole::Listener), initial, path).await
+                let resumption = Resumption::Listener(resumed_rx);
+                let negotiation =
+                    call::negotiate(resources, config, request, auth, (client, events_rx), resumption)?;
+                connect::establish(endpoint, (&secret, AgentRole::Listener), negotiation).await
             };
             let connected = connected.await;
             drop(permit);

@@ -1,4 +1,4 @@
-//! Where QUIC's datagrams go: straight to the peer, through a relay, or into a queue.
+//! Where QUIC's datagrams go: straight to the peer, through a relay, into a queue, or on several paths that have not answered yet.
 
 use super::datagram_queue::DatagramQueue;
 use super::udp_port::UdpPort;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use quinn::udp::Transmit;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The peer of a relay and the channel bound to it, 0 while there is none.
@@ -85,6 +85,29 @@ pub(super) enum Outlet {
     },
     /// Into a queue.
     Queue(Arc<DatagramQueue>, QueueFraming),
+    /// On each of several paths, of which none has answered yet.
+    Provisional(Vec<Arc<ProvisionalPath>>),
+}
+
+/// A path that takes a limited number of datagrams.
+#[derive(Debug)]
+pub(super) struct ProvisionalPath {
+    outlet: Outlet,
+    left: AtomicUsize,
+}
+
+impl ProvisionalPath {
+    pub(super) fn new(outlet: Outlet, datagrams: usize) -> Self {
+        Self { outlet, left: AtomicUsize::new(datagrams) }
+    }
+
+    /// Sends a datagram; `false` if it is one too many.
+    fn send(&self, transmit: &Transmit<'_>) -> bool {
+        let take = |left: usize| left.checked_sub(1);
+        let is_allowed = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        // What is not sent is lost: QUIC repeats it.
+        is_allowed && self.outlet.send(transmit).is_ok()
+    }
 }
 
 impl Outlet {
@@ -131,6 +154,10 @@ impl Outlet {
                 }
                 Ok(())
             }
+            Self::Provisional(paths) => {
+                let sent = paths.iter().filter(|path| path.send(transmit)).count();
+                if sent > 0 { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            }
         }
     }
 
@@ -138,7 +165,7 @@ impl Outlet {
     pub(super) fn max_segments(&self) -> usize {
         match self {
             Self::Direct { port, .. } | Self::Relay { port, .. } => port.max_segments(),
-            Self::Queue(..) => 1,
+            Self::Queue(..) | Self::Provisional(_) => 1,
         }
     }
 
@@ -147,6 +174,11 @@ impl Outlet {
         match self {
             Self::Direct { port, .. } | Self::Relay { port, .. } => port.writable().await,
             Self::Queue(queue, _) => queue.writable().await,
+            // The next path takes what these do not.
+            Self::Provisional(paths) if paths.iter().all(|path| path.left.load(Ordering::Relaxed) == 0) => {
+                std::future::pending().await
+            }
+            Self::Provisional(_) => {}
         }
     }
 
@@ -155,7 +187,7 @@ impl Outlet {
         match self {
             Self::Direct { port, remote } => Some((port.local_addr(), *remote)),
             Self::Relay { port, server, .. } => Some((port.local_addr(), *server)),
-            Self::Queue(..) => None,
+            Self::Queue(..) | Self::Provisional(_) => None,
         }
     }
 }
@@ -164,6 +196,25 @@ impl Outlet {
 mod tests {
     use super::*;
     use crate::turn_wire::parse_channel_data;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn paths_without_an_answer_take_a_few_copies_each_and_then_wait_for_the_next_path() {
+        let queues = [(); 2].map(|()| Arc::new(DatagramQueue::default()));
+        let path = |queue: &Arc<DatagramQueue>, datagrams| {
+            let outlet = Outlet::Queue(Arc::clone(queue), QueueFraming::Datagrams);
+            Arc::new(ProvisionalPath::new(outlet, datagrams))
+        };
+        let outlet = Outlet::Provisional(vec![path(&queues[0], 2), path(&queues[1], 3)]);
+        let destination = "192.0.2.1:7".parse().unwrap();
+        let transmit =
+            Transmit { destination, ecn: None, contents: b"first", segment_size: None, src_ip: None };
+        let sent = (0..10).filter(|_| outlet.send(&transmit).is_ok()).count();
+        assert_eq!((sent, outlet.max_segments(), outlet.source()), (3, 1, None));
+        let taken = |queue: &DatagramQueue| std::iter::from_fn(|| queue.next().now_or_never()).count();
+        assert_eq!(queues.each_ref().map(|queue| taken(queue)), [2, 3]);
+        assert!(outlet.writable().now_or_never().is_none());
+    }
 
     #[test]
     fn a_relayed_datagram_has_the_header_of_its_channel_or_of_an_indication() {

@@ -89,10 +89,15 @@ pub struct PathInfo {
     pub since: Duration,
     /// Why the path is not direct.
     pub reason: Option<String>,
+    /// Nothing answers on it any more: another path, or the same one, is looked for.
+    pub is_lost: bool,
 }
 
 impl fmt::Display for PathInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_lost {
+            return f.write_str("path lost, looking for another");
+        }
         let transport = if self.transport == PathTransport::Tcp { " tcp" } else { "" };
         write!(f, "{}{transport} {}", self.kind, self.remote)?;
         if let Some(rtt) = self.rtt {
@@ -119,10 +124,13 @@ mod tests {
             rtt: Some(Duration::from_millis(3)),
             since: Duration::ZERO,
             reason: None,
+            is_lost: false,
         };
         assert_eq!(direct.to_string(), "direct 203.0.113.22:41641 · 3 ms");
         let by_tcp = PathInfo { transport: PathTransport::Tcp, ..direct.clone() };
         assert_eq!(by_tcp.to_string(), "direct tcp 203.0.113.22:41641 · 3 ms");
+        let lost = PathInfo { is_lost: true, ..direct.clone() };
+        assert_eq!(lost.to_string(), "path lost, looking for another");
         let relay = PathInfo {
             kind: PathKind::Relay,
             remote: "203.0.113.10:3478".parse().unwrap(),

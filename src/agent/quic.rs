@@ -13,10 +13,9 @@ use quinn::{
 };
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
 
 /// Time limit of the handshake, once a path carries data.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// QUIC's idle timeout in milliseconds: an outage of the network may last a minute.
 const IDLE_TIMEOUT: u32 = 75_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -58,29 +57,24 @@ pub(super) fn set_server(
     Ok(())
 }
 
-/// Completes the handshake in the given role; each side verifies the key of the other.
+/// Completes the handshake in the given role; each side verifies the key of the other. The caller limits its time.
 pub(super) async fn handshake(
     endpoint: Endpoint,
     secret: &Secret,
     initial: &InitialKey,
     role: AgentRole,
 ) -> Result<QuicConnection, ConnectError> {
-    let connected = async {
-        match role {
-            AgentRole::Connector => {
-                let config =
-                    client_config(secret, initial).map_err(|error| ConnectError::Setup(error.into()))?;
-                let connecting = endpoint.connect_with(config, PEER, SERVER_NAME);
-                connecting.map_err(|error| ConnectError::Setup(error.into()))?.await.map_err(handshake_error)
-            }
-            AgentRole::Listener => {
-                set_server(&endpoint, secret, initial)?;
-                accept(&endpoint).await
-            }
+    let connection = match role {
+        AgentRole::Connector => {
+            let config = client_config(secret, initial).map_err(|error| ConnectError::Setup(error.into()))?;
+            let connecting = endpoint.connect_with(config, PEER, SERVER_NAME);
+            connecting.map_err(|error| ConnectError::Setup(error.into()))?.await.map_err(handshake_error)?
+        }
+        AgentRole::Listener => {
+            set_server(&endpoint, secret, initial)?;
+            accept(&endpoint).await?
         }
     };
-    let connection =
-        timeout(HANDSHAKE_TIMEOUT, connected).await.map_err(|_| ConnectError::HandshakeTimedOut)??;
     Ok(QuicConnection { endpoint, connection })
 }
 

@@ -136,7 +136,14 @@ impl RelayClient {
         }
     }
 
-    /// Sends a check from the relayed address. Without a permission it waits for one.
+    /// Has the relay pass what a peer sends, before anything is sent to it.
+    pub(super) fn permit(&mut self, now: Instant, peer: IpAddr) {
+        if self.may_reach(peer) {
+            let _ = self.turn.create_permission(now, peer);
+        }
+    }
+
+    /// Sends a check from the relayed address, right behind the request for a permission. One that cannot be sent yet waits.
     pub(super) fn send_check(&mut self, now: Instant, peer: SocketAddr, check: Vec<u8>) {
         if !self.may_reach(peer.ip()) {
             return;
@@ -144,7 +151,13 @@ impl RelayClient {
         if let Some(frame) = self.turn.encode(peer, &check) {
             return self.send(frame);
         }
-        if self.turn.create_permission(now, peer.ip()).is_ok() && self.held.len() < MAX_HELD {
+        if self.turn.create_permission(now, peer.ip()).is_err() {
+            return;
+        }
+        self.send_waiting();
+        if let Some(frame) = self.turn.encode_ahead(peer, &check) {
+            self.send(frame);
+        } else if self.held.len() < MAX_HELD {
             self.held.insert(peer, check);
         }
     }

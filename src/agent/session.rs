@@ -143,6 +143,8 @@ pub(super) struct Session {
     /// Candidates that arrived before the remote credentials.
     early: Vec<String>,
     started: bool,
+    /// A path answers.
+    has_path: bool,
     path: Option<(CandidatePath, Option<RelayReason>)>,
     outputs: VecDeque<SessionOutput>,
 }
@@ -171,9 +173,19 @@ impl Session {
             remote_control_streams: false,
             early: Vec::new(),
             started: false,
+            has_path: false,
             path: None,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// Returns the session of a call that resumes this one, whose path may still be in use.
+    pub(super) fn resumed(&self, config: SessionConfig) -> Self {
+        let mut session = Self::new(config);
+        let Observations { own_nat, lost_direct, active, .. } = self.observed;
+        session.observed = Observations { own_nat, lost_direct, active, ..session.observed };
+        (session.has_path, session.path) = (self.has_path, self.path);
+        session
     }
 
     /// Calls the other side, with the candidates found so far.
@@ -206,8 +218,9 @@ impl Session {
             self.can_trickle = true;
         }
         self.started = true;
-        self.state = SessionState::Checking;
-        self.deadline = Some(now + PATH_TIMEOUT);
+        // A session that is resumed may have its path still.
+        self.state = if self.has_path { SessionState::Connected } else { SessionState::Checking };
+        self.deadline = (!self.has_path).then_some(now + PATH_TIMEOUT);
         self.direct_trial_end = Some(now + DIRECT_TRIAL_TIME);
         self.search_end = Some(now + PATH_TIMEOUT);
         self.remote_control_streams = ice.opts.iter().any(|option| option == CONTROL_STREAMS);
@@ -310,11 +323,17 @@ impl Session {
         self.observed.lost_direct |=
             self.observed.active == Some(CandidatePath::Direct) && path == CandidatePath::Relay;
         self.observed.active = Some(path);
-        if self.state != SessionState::Failed {
+        self.has_path = true;
+        if !matches!(self.state, SessionState::New | SessionState::Calling | SessionState::Failed) {
             self.state = SessionState::Connected;
             self.deadline = None;
         }
         self.update_path();
+    }
+
+    /// Handles that no path answers.
+    pub(super) fn handle_lost(&mut self) {
+        self.has_path = false;
     }
 
     /// Returns why the path in use is not direct.

@@ -309,3 +309,31 @@ fn a_hopeless_search_ends_with_the_last_candidate() {
         assert_eq!(failed, !is_possible, "{config:?} {candidates:?}");
     }
 }
+
+#[test]
+fn a_session_that_is_resumed_keeps_its_path_and_what_is_known_of_it() {
+    let now = start();
+    let mut session = checking(config(AgentRole::Connector), now);
+    session.handle_nat(now, NatType::Hard);
+    for path in [CandidatePath::Direct, CandidatePath::Relay] {
+        session.handle_active(Some(path));
+    }
+    let reason = session.reason();
+    assert_eq!(reason, Some(RelayReason::DirectLost));
+    for has_path in [true, false] {
+        if !has_path {
+            session.handle_lost();
+        }
+        let mut resumed = session.resumed(config(AgentRole::Connector));
+        assert_eq!(resumed.reason(), reason);
+        resumed.dial(now);
+        let Some(SessionOutput::Call(ice)) = drain(&mut resumed).pop() else { panic!("no call") };
+        assert_eq!(ice.nat, Some(NatType::Hard));
+        resumed.handle_active(Some(CandidatePath::Relay).filter(|_| has_path));
+        resumed.handle_offer(now, offer(&[HOST]));
+        assert_eq!(resumed.reason(), reason, "no other reason for a moment");
+        let outputs = run(&mut resumed, now + 2 * PATH_TIMEOUT);
+        let failed = outputs.iter().any(|output| matches!(output, SessionOutput::Failed(_)));
+        assert_eq!(failed, !has_path, "{outputs:?}");
+    }
+}

@@ -7,6 +7,7 @@ mod gateway_error;
 mod gateway_report;
 #[cfg(feature = "messaging-client")]
 mod messages;
+mod path_line;
 mod pipe;
 mod proxy_environment;
 mod report;
@@ -22,6 +23,7 @@ use crate::net::network_changes::NetworkChanges;
 use clap::{Args, Parser, Subcommand};
 use error::{CommandError, UsageError};
 use gateway::{DialOptions, TlsOptions};
+use path_line::PathLine;
 use pipe::{Directions, Outcome, StreamOrigin};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -385,18 +387,21 @@ async fn pipe(
     report: &Reporter,
 ) -> Result<u8, CommandError> {
     let mut changes = connection.path_changes();
+    let mut line = PathLine::new(report);
     let pipe = pipe::run(connection, (origin, directions), interrupted, || report.input_open());
     tokio::pin!(pipe);
     let outcome = loop {
         tokio::select! {
             outcome = &mut pipe => break outcome,
-            Some(path) = changes.next() => report.path(&path),
+            Some(path) = changes.next() => line.show(&path),
+            () = line.due() => line.refresh(),
         }
     };
     // The path of a short connection may be known only at its end.
     while let Ok(Some(path)) = timeout(Duration::ZERO, changes.next()).await {
-        report.path(&path);
+        line.show(&path);
     }
+    line.end();
     match outcome {
         Outcome::Done { sent, received } => {
             report.closed(sent, received);

@@ -10,6 +10,8 @@ pub(super) struct Relays {
     /// Whether credentials are granted, once that is known.
     pub(super) is_granted: Option<bool>,
     pub(super) stream_at: Option<Instant>,
+    /// Until then a server that answers datagrams may take to allocate.
+    pub(super) patient_until: Option<Instant>,
     pub(super) retry_at: Option<Instant>,
     pub(super) failures: u32,
     /// When the end of candidates waits no longer.
@@ -17,6 +19,8 @@ pub(super) struct Relays {
     pub(super) stream_used_at: Option<Instant>,
     /// The server that is used once the relay that carries the data has died.
     pub(super) next_server: Option<(ServerName, SocketAddr)>,
+    /// Addresses of the peer that are permitted before anything is sent to them.
+    pub(super) permitted: Vec<IpAddr>,
 }
 
 impl IceEngine {
@@ -59,12 +63,31 @@ impl IceEngine {
 
     pub(super) fn start_udp_relay(&mut self, now: Instant) {
         let Some(credentials) = self.relays.credentials.clone() else { return };
-        let is_blocked = self.gathering.is_udp_blocked(now) == Some(true);
-        self.relays.stream_at = Some(if is_blocked { now } else { now + STREAM_DELAY });
+        let wait = match self.gathering.is_udp_blocked(now) {
+            Some(true) => Duration::ZERO,
+            // The server has had time to answer Binding requests.
+            None => STREAM_DELAY_WITHOUT_ANSWER,
+            Some(false) => STREAM_DELAY,
+        };
+        self.relays.stream_at = Some(now + wait);
+        self.relays.patient_until = Some(now + STREAM_DELAY);
         let has_udp = self.relays.clients.iter().any(|relay| !relay.is_stream());
         if let Some(port) = self.server_port().filter(|_| !has_udp) {
             let link = RelayLink::Udp(port);
             self.relays.clients.push(RelayClient::start(now, self.config.server, credentials, link));
+        }
+    }
+
+    /// Requests a relay by TCP if the one by UDP has had enough time.
+    pub(super) fn consider_stream_relay(&mut self, now: Instant) {
+        self.relays.stream_at = None;
+        let is_answered = self.gathering.is_udp_blocked(now) == Some(false);
+        if self.relays.clients.iter().any(|relay| !relay.relayed().is_empty()) {
+            return;
+        }
+        match self.relays.patient_until.filter(|at| is_answered && now < *at) {
+            Some(at) => self.relays.stream_at = Some(at),
+            None => self.start_stream_relay(now),
         }
     }
 
@@ -161,6 +184,10 @@ impl IceEngine {
             };
             self.add_candidate(now, candidate);
             self.conclude_gathering(now);
+            let mut clients = self.relays.clients.iter_mut();
+            if let Some(relay) = clients.find(|relay| relay.relayed().contains(&address)) {
+                self.relays.permitted.iter().for_each(|ip| relay.permit(now, *ip));
+            }
         }
     }
 

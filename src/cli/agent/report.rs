@@ -4,6 +4,7 @@ use super::error::CommandError;
 use crate::agent::{PathInfo, PathTransport, Ticket};
 use serde_json::{Value, json};
 use std::io::{self, Write};
+use std::time::Duration;
 
 /// The version of the JSON events.
 pub(super) const VERSION: u32 = 1;
@@ -77,9 +78,11 @@ impl Reporter {
         );
     }
 
-    pub(super) fn path(&self, path: &PathInfo) {
+    /// Reports the path in use, and how long none had answered before.
+    pub(super) fn path(&self, path: &PathInfo, lost_for: Option<Duration>) {
+        let again = lost_for.map(|time| format!(" · again after {:.1} s", time.as_secs_f64()));
         self.write(
-            || path.to_string(),
+            || format!("{path}{}", again.unwrap_or_default()),
             || {
                 json!({
                     "v": VERSION,
@@ -91,9 +94,38 @@ impl Reporter {
                     "rtt_ms": path.rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
                     "since_ms": u64::try_from(path.since.as_millis()).unwrap_or(u64::MAX),
                     "reason": path.reason,
+                    "lost_ms": lost_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
                 })
             },
         );
+    }
+
+    /// Reports that no path answers.
+    pub(super) fn path_lost(&self, path: &PathInfo) {
+        self.write(
+            || path.to_string(),
+            || {
+                json!({
+                    "v": VERSION,
+                    "t": "path_lost",
+                    "kind": path.kind.to_string(),
+                    "remote": path.remote.to_string(),
+                    "since_ms": u64::try_from(path.since.as_millis()).unwrap_or(u64::MAX),
+                })
+            },
+        );
+    }
+
+    /// Shows on a terminal for how long no path has answered, in place of what the line showed before.
+    pub(super) fn path_lost_for(&self, time: Duration) {
+        let text = format!("\rpath lost, looking for another · {} s", time.as_secs());
+        let mut stderr = io::stderr().lock();
+        let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    }
+
+    /// Ends a line that changed in place.
+    pub(super) fn end_line(&self) {
+        let _ = io::stderr().lock().write_all(b"\n");
     }
 
     pub(super) fn closed(&self, sent: u64, received: u64) {
