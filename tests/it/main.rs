@@ -21,6 +21,7 @@ mod authority;
 mod bulk;
 mod classic_stun;
 mod client_to_client;
+mod connect_times;
 mod dependencies;
 mod examples;
 mod first_start;

@@ -27,11 +27,14 @@ const BACK: Duration = Duration::from_secs(40);
 const SERVER: &str = "203.0.113.10:";
 
 /// A session with lines in flight.
-struct Talk {
+pub(crate) struct Talk {
     listener: Proc,
     connector: Proc,
     arrivals: Receiver<(u64, Instant)>,
     last: u64,
+    /// When the connector was started, and when its first line arrived.
+    started: Instant,
+    first: Instant,
 }
 
 fn agent(name: &str, host: &Host, arguments: &[&str], key: &str) -> Proc {
@@ -47,7 +50,17 @@ fn path(line: &str) -> Option<String> {
 }
 
 impl Talk {
-    fn start(server: &TestServer, [listening, connecting]: [&Host; 2], options: &[&str]) -> Self {
+    fn start(server: &TestServer, hosts: [&Host; 2], options: &[&str]) -> Self {
+        Self::start_after(server, hosts, options, Duration::ZERO)
+    }
+
+    /// The same with a listener that has had this time to prepare for a call.
+    pub(crate) fn start_after(
+        server: &TestServer,
+        [listening, connecting]: [&Host; 2],
+        options: &[&str],
+        ready: Duration,
+    ) -> Self {
         let (address, key) = (server.address.to_string(), server.key());
         let arguments = [&["listen", "--server", &address], options].concat();
         let mut listener = agent("listener", listening, &arguments, &key);
@@ -56,6 +69,8 @@ impl Talk {
             let event: Value = serde_json::from_str(line).ok()?;
             Some(event["ticket"].as_str()?.to_owned())
         });
+        pause_under_test(ready);
+        let started = Instant::now();
         let mut connector = agent("connector", connecting, &[&["connect", &ticket], options].concat(), &key);
         let (mut to_listener, from_connector) = connector.take_pipes();
         let (arrived, arrivals) = channel();
@@ -76,9 +91,31 @@ impl Talk {
                 pace(PACE);
             }
         });
-        let mut talk = Self { listener, connector, arrivals, last: 0 };
-        talk.next(UP);
+        let mut talk = Self { listener, connector, arrivals, last: 0, started, first: started };
+        talk.first = talk.next(UP);
         talk
+    }
+
+    /// How long the first line took, from the start of the connector.
+    pub(crate) fn first_byte(&self) -> Duration {
+        self.first - self.started
+    }
+
+    /// Waits until the connector reports a path of this kind; returns when, from its start.
+    pub(crate) fn wait_for_path(&self, kind: &str) -> Duration {
+        let is_kind = |line: &str| path(line).filter(|path| path.starts_with(kind));
+        self.connector.expect(kind, UP, is_kind);
+        self.started.elapsed()
+    }
+
+    /// What the connector has reported of this type.
+    pub(crate) fn reports(&self, kind: &str) -> Vec<Value> {
+        let of_kind = |event: &Value| event["t"] == kind;
+        self.connector.lines(|line| serde_json::from_str(line).ok().filter(of_kind))
+    }
+
+    pub(crate) fn listener_id(&self) -> u32 {
+        self.listener.id()
     }
 
     /// Waits for the next line, which has the next number.
@@ -98,7 +135,7 @@ impl Talk {
     }
 
     /// Breaks something, and returns how long no line arrived until lines of after the break did.
-    fn interrupt(&mut self, name: &str, disturb: impl FnOnce()) -> Duration {
+    pub(crate) fn interrupt(&mut self, name: &str, disturb: impl FnOnce()) -> Duration {
         while self.arrivals.try_recv().map(|(number, _)| self.last = number).is_ok() {}
         let from = self.next(UP);
         disturb();
@@ -127,7 +164,7 @@ impl Talk {
         }
     }
 
-    fn expect_path(&self, kind: &str) {
+    pub(crate) fn expect_path(&self, kind: &str) {
         let is_last =
             |side: &Proc| side.lines(|line| path(line)).pop().is_some_and(|path| path.starts_with(kind));
         let end = Instant::now() + UP;
@@ -165,7 +202,7 @@ fn unblock(host: &Host) {
 }
 
 /// Stops a process for a time.
-fn stop(id: u32, time: Duration) {
+pub(crate) fn stop(id: u32, time: Duration) {
     let signal = |name: &str| {
         let status = std::process::Command::new("kill").args([name, &id.to_string()]).status();
         assert!(status.unwrap().success());
