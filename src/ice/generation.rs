@@ -24,6 +24,9 @@ pub(super) struct Generation {
     pub(super) is_end_of_candidates: bool,
     /// How many pairs were announced that may carry data before they answer.
     pub(super) announced: usize,
+    /// How often the limits of candidates and of pairs were reached.
+    pub(super) excess_candidates: u64,
+    pub(super) excess_pairs: u64,
     /// The pair that the peer nominated last, and the number that it had.
     pub(super) nominated: Option<(PairKey, Option<u32>)>,
 }
@@ -37,6 +40,8 @@ impl Generation {
             pairs: CheckList::default(),
             is_end_of_candidates: false,
             announced: 0,
+            excess_candidates: 0,
+            excess_pairs: 0,
             nominated: None,
         }
     }
@@ -74,6 +79,7 @@ impl Generation {
         }
         let of_kind = |known: &Candidate| known.kind == remote.kind;
         if self.remote_candidates.iter().filter(|known| of_kind(known)).count() >= MAX_REMOTE_PER_KIND {
+            self.excess_candidates += 1;
             let in_use: HashSet<(SocketAddr, bool)> =
                 self.pairs.iter().filter(|pair| pair.is_usable()).map(Pair::remote_key).collect();
             let is_spare = |known: &Candidate| {
@@ -99,6 +105,7 @@ impl Generation {
             return;
         }
         if self.pairs.len() >= MAX_PAIRS {
+            self.excess_pairs += 1;
             let spare = self.pairs.iter().filter(|pair| !pair.is_usable());
             let lowest = spare.map(|pair| (pair.priority(role), pair.key)).min();
             match lowest {

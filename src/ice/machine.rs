@@ -2,6 +2,7 @@
 
 use super::binding::{Check, Nomination};
 use super::candidate::{Candidate, CandidateTransport};
+use super::counters::IceCounters;
 use super::credentials::IceCredentials;
 use super::generation::Generation;
 use super::pair::{Pair, PairKey, PairState};
@@ -193,6 +194,7 @@ pub struct IceAgent {
     timer: Option<Instant>,
     pub(super) connections: Connections,
     pub(super) budget: ProbeBudget,
+    pub(super) counters: IceCounters,
     transmits: VecDeque<IceTransmit>,
     events: VecDeque<IceEvent>,
 }
@@ -229,6 +231,7 @@ impl IceAgent {
             timer: None,
             connections: Connections::default(),
             budget: ProbeBudget::new(),
+            counters: IceCounters::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             rng,
@@ -279,7 +282,11 @@ impl IceAgent {
             (known.kind, known.transport, known.base, known.address)
                 == (candidate.kind, candidate.transport, candidate.base, candidate.address)
         };
-        if self.locals.len() >= MAX_LOCALS || self.locals.iter().any(same) {
+        if self.locals.iter().any(same) {
+            return;
+        }
+        if self.locals.len() >= MAX_LOCALS {
+            self.counters.refused_local_candidates += 1;
             return;
         }
         self.current.add_local(self.role, &candidate);
@@ -329,9 +336,9 @@ impl IceAgent {
         let next = Generation::new(credentials);
         let old = std::mem::replace(&mut self.current, next);
         // Of two restarts before an answer, the generation that works stays.
-        if self.previous.is_none() || old.pairs.iter().any(Pair::is_usable) {
-            self.previous = Some(old);
-        }
+        let is_kept = self.previous.is_none() || old.pairs.iter().any(Pair::is_usable);
+        let gone = if is_kept { self.previous.replace(old) } else { Some(old) };
+        gone.into_iter().for_each(|gone| self.forget(&gone));
         self.without_path_since = None;
         self.update(now);
     }
@@ -492,6 +499,8 @@ impl IceAgent {
     pub(super) fn push_transmit(&mut self, PairKey { is_tcp, local, remote }: PairKey, bytes: Vec<u8>) {
         if self.transmits.len() < MAX_TRANSMITS {
             self.transmits.push_back(IceTransmit { local, remote, is_tcp, bytes });
+        } else {
+            self.counters.dropped_messages += 1;
         }
     }
 
@@ -499,6 +508,7 @@ impl IceAgent {
     pub(super) fn push_event(&mut self, event: IceEvent) {
         if self.events.len() >= MAX_EVENTS {
             self.events.pop_front();
+            self.counters.dropped_events += 1;
         }
         self.events.push_back(event);
     }
@@ -565,6 +575,7 @@ impl IceAgent {
         let Some(pair) = self.checked_pair_mut(key, source) else { return false };
         if !is_in_budget {
             pair.next_check = Some(now + POSTPONED);
+            self.counters.postponed_checks += 1;
             return false;
         }
         if !pair.begin_check(now) {

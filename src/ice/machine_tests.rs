@@ -352,11 +352,16 @@ fn a_peer_cannot_make_an_agent_send_more_than_it_gets_or_keep_more_than_it_may()
     }
     assert_eq!(agent.local_candidates().len(), 64);
     assert_eq!(agent.current.pairs.len(), 256);
+    let counters = agent.counters();
+    assert!(counters.refused_local_candidates > 4000 && counters.excess_remote_candidates > 4000);
+    assert!(counters.excess_pairs > 0 && counters.dropped_responses > 0, "{counters:?}");
+    assert_eq!(counters.postponed_checks, 0);
     // 10 s of checks towards addresses that never answer.
     let before = network.sides[1].sent;
     network.run(10 * SECOND);
     let sent = network.sides[1].sent - before;
     assert!(sent <= 1000, "{sent} messages in 10 s");
+    assert!(network.sides[1].agent.counters().postponed_checks > 0);
     assert!(network.is_direct());
 }
 

@@ -34,11 +34,24 @@
 //! | `tcp.rs` | TCP connections (RFC 6544) |
 //! | `control.rs` | messages of the agent beside the checks |
 //! | `probe_budget.rs` | how much is sent to addresses that have not answered |
+//! | `counters.rs` | how often each limit was reached |
+//!
+//! | limit | value | counter ([`IceCounters`]) |
+//! | --- | --- | --- |
+//! | local candidates | 64 | `refused_local_candidates` |
+//! | candidates of the peer | 16 of a kind | `excess_remote_candidates` |
+//! | pairs | 256 | `excess_pairs` |
+//! | checks to an IP address that has not answered | 20 a second, 100 at once | `postponed_checks` |
+//! | checks to all such addresses | 50 a second, 400 at once | `postponed_checks` |
+//! | responses to such an address | in the rate of its checks | `dropped_responses` |
+//! | datagrams before the first answer | 16 on each of two pairs, as checks | |
+//! | messages and events that wait for the caller | 512 and 1024 | `dropped_messages`, `dropped_events` |
 
 mod binding;
 mod candidate;
 mod check_list;
 mod control;
+mod counters;
 mod credentials;
 mod generation;
 mod machine;
@@ -60,6 +73,7 @@ mod tcp;
 mod tcp_tests;
 
 pub use candidate::{Candidate, CandidateError, CandidateKind, CandidateTransport};
+pub use counters::IceCounters;
 pub use credentials::{IceCredentials, IceCredentialsError};
 pub use machine::{IceAgent, IceConfig, IceEvent, IceInput, IceRole, IceState, IceTransmit, SelectedPair};
 pub use sdp::{SdpError, SessionDescription};

@@ -279,8 +279,13 @@ impl Pair {
         let index = self.outstanding.iter().position(|check| check.id == id)?;
         let check = self.outstanding.remove(index)?;
         let sample = now.saturating_duration_since(check.sent);
-        // RFC 6298's smoothing, with the weight of few samples.
-        self.round_trip = Some(self.round_trip.map_or(sample, |known| (known * 3 + sample) / 4));
+        // A late response after silence tells how long that was. Otherwise RFC 6298's smoothing, with the weight of few samples.
+        let is_late = self.is_suspect && index < self.outstanding.len();
+        self.round_trip = match self.round_trip {
+            Some(known) if is_late => Some(known),
+            Some(known) => Some((known * 3 + sample) / 4),
+            None => Some(sample),
+        };
         let is_first = self.state != PairState::Succeeded;
         let best = self.best_round_trip.filter(|_| !is_first);
         self.best_round_trip = Some(best.map_or(sample, |best| best.min(sample)));

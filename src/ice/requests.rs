@@ -49,6 +49,8 @@ impl IceAgent {
     fn respond(&mut self, now: Instant, key: PairKey, bytes: Vec<u8>) -> Option<()> {
         if self.budget.take_response(now, key.remote.ip()) {
             self.push_transmit(key, bytes);
+        } else {
+            self.counters.dropped_responses += 1;
         }
         Some(())
     }

@@ -17,7 +17,8 @@ impl IceAgent {
         if let Some(key) = chosen
             && self.current.pair(key).is_some_and(|pair| pair.is_usable() && !pair.is_suspect)
         {
-            self.previous = None;
+            let gone = self.previous.take();
+            gone.into_iter().for_each(|gone| self.forget(&gone));
         }
         if chosen != self.selected {
             self.selected = chosen;
