@@ -135,6 +135,9 @@ impl IceEngine {
         engine.open_ports(now);
         engine.look_for_nat64();
         engine.work().await;
+        if let Some(agent) = &engine.agent {
+            tracing::debug!(counters = ?agent.counters(), "the limits that ICE has reached");
+        }
         let mapper = std::mem::replace(&mut engine.mapper, PortMapper::start(false));
         tokio::join!(mapper.close(), engine.release());
     }

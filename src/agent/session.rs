@@ -324,9 +324,18 @@ impl Session {
             self.observed.active == Some(CandidatePath::Direct) && path == CandidatePath::Relay;
         self.observed.active = Some(path);
         self.has_path = true;
-        if !matches!(self.state, SessionState::New | SessionState::Calling | SessionState::Failed) {
-            self.state = SessionState::Connected;
-            self.deadline = None;
+        match self.state {
+            // The path of the session that this one resumes has changed meanwhile.
+            SessionState::New | SessionState::Calling => {
+                if self.path.is_some_and(|(known, _)| known != path) {
+                    self.path = Some((path, relay_reason::relay_reason(&self.observed)));
+                }
+            }
+            SessionState::Checking | SessionState::Connected => {
+                self.state = SessionState::Connected;
+                self.deadline = None;
+            }
+            SessionState::Failed => {}
         }
         self.update_path();
     }

@@ -332,6 +332,9 @@ fn a_session_that_is_resumed_keeps_its_path_and_what_is_known_of_it() {
         resumed.handle_active(Some(CandidatePath::Relay).filter(|_| has_path));
         resumed.handle_offer(now, offer(&[HOST]));
         assert_eq!(resumed.reason(), reason, "no other reason for a moment");
+        let mut direct = session.resumed(config(AgentRole::Connector));
+        direct.handle_active(Some(CandidatePath::Direct));
+        assert_eq!(direct.reason(), None, "a direct path has no reason, even before the call");
         let outputs = run(&mut resumed, now + 2 * PATH_TIMEOUT);
         let failed = outputs.iter().any(|output| matches!(output, SessionOutput::Failed(_)));
         assert_eq!(failed, !has_path, "{outputs:?}");
