@@ -14,6 +14,8 @@ const LAST_OUTPUT: Duration = Duration::from_secs(2);
 #[derive(Default)]
 struct Printed {
     lines: Vec<String>,
+    /// When each was read.
+    times: Vec<Instant>,
     open: usize,
 }
 
@@ -32,7 +34,10 @@ impl Log {
             let mut line = Vec::new();
             while source.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                log.printed.lock().unwrap().lines.push(text);
+                let mut printed = log.printed.lock().unwrap();
+                printed.lines.push(text);
+                printed.times.push(Instant::now());
+                drop(printed);
                 log.news.notify_all();
                 line.clear();
             }
@@ -94,6 +99,12 @@ impl Proc {
     /// Every printed line so far that `pick` takes.
     pub(crate) fn lines<T>(&self, pick: impl FnMut(&String) -> Option<T>) -> Vec<T> {
         self.log.printed.lock().unwrap().lines.iter().filter_map(pick).collect()
+    }
+
+    /// When the first line that `pick` takes was printed.
+    pub(crate) fn time_of(&self, pick: impl FnMut(&String) -> bool) -> Option<Instant> {
+        let printed = self.log.printed.lock().unwrap();
+        printed.lines.iter().position(pick).map(|index| printed.times[index])
     }
 
     /// The first line, printed or yet to come, that `pick` takes; `None` after `within` or at the end of output.

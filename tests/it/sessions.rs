@@ -103,9 +103,9 @@ impl Talk {
 
     /// Waits until the connector reports a path of this kind; returns when, from its start.
     pub(crate) fn wait_for_path(&self, kind: &str) -> Duration {
-        let is_kind = |line: &str| path(line).filter(|path| path.starts_with(kind));
-        self.connector.expect(kind, UP, is_kind);
-        self.started.elapsed()
+        let is_kind = |line: &str| path(line).is_some_and(|path| path.starts_with(kind));
+        self.connector.expect(kind, UP, |line| is_kind(line).then_some(()));
+        self.connector.time_of(|line| is_kind(line)).unwrap() - self.started
     }
 
     /// What the connector has reported of this type.

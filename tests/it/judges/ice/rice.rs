@@ -1,4 +1,5 @@
-//! `rice-proto`, the agent of librice: sans-I/O, over UDP and TCP. It has no restart in this version.
+//! `rice-proto`, the agent of librice: sans-I/O, over UDP and TCP. It has no restart in this version, and stays on the pair that
+//! is nominated first: it cannot move to another path.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -161,3 +161,14 @@ async fn webrtc_ice_restarts_with_ours() {
         session.exchange("after the restart").await;
     }
 }
+
+#[tokio::test]
+async fn webrtc_ice_moves_to_another_path_with_ours_by_a_restart() {
+    for role in ROLES {
+        let mut session = Session::new(role, false, start(role).await).await;
+        session.connect().await;
+        session.lose_selected().await;
+        session.restart().await;
+        session.exchange("on the other path").await;
+    }
+}
