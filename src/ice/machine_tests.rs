@@ -352,9 +352,14 @@ fn a_peer_cannot_make_an_agent_send_more_than_it_gets_or_keep_more_than_it_may()
     }
     assert_eq!(agent.local_candidates().len(), 64);
     assert_eq!(agent.current.pairs.len(), 256);
+    for _ in 0..300 {
+        agent.handle_message(now, local, ([192, 0, 2, 200], 1).into(), &bytes);
+        while agent.poll_transmit().is_some() {}
+    }
     let counters = agent.counters();
     assert!(counters.refused_local_candidates > 4000 && counters.excess_remote_candidates > 4000);
     assert!(counters.excess_pairs > 0 && counters.dropped_responses > 0, "{counters:?}");
+    assert!(counters.dropped_messages > 0, "{counters:?}");
     assert_eq!(counters.postponed_checks, 0);
     // 10 s of checks towards addresses that never answer.
     let before = network.sides[1].sent;
