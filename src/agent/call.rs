@@ -294,13 +294,13 @@ impl CallTask {
         }
     }
 
-    async fn send_candidates(&mut self, mut cands: Vec<String>, done: bool, nat: Option<NatType>) {
-        if let Some(quic) =
-            self.quic.clone().filter(|_| !cands.is_empty() && self.session.has_control_streams())
-        {
-            tokio::spawn(control_streams::send_candidates(quic, std::mem::take(&mut cands)));
+    /// Both ways: the token may have expired, and the path that carries QUIC may be lost.
+    async fn send_candidates(&mut self, cands: Vec<String>, done: bool, nat: Option<NatType>) {
+        let has_streams = self.session.has_control_streams() && !cands.is_empty();
+        if let Some(quic) = self.quic.clone().filter(|_| has_streams) {
+            tokio::spawn(control_streams::send_candidates(quic, cands.clone()));
         }
-        if let Some(token) = self.token.clone().filter(|_| !cands.is_empty() || done || nat.is_some()) {
+        if let Some(token) = self.token.clone() {
             self.signaling.notify(RequestBody::Trickle { token, cands, done, nat }).await;
         }
     }

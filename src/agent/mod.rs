@@ -23,7 +23,7 @@
 //! | module | content | |
 //! | --- | --- | --- |
 //! | `connect`, `listener` | [`Agent`] and [`Listener`] | tokio |
-//! | `signaling_client` | the WebSocket to the server | tokio |
+//! | `servers`, `signaling_client` | the first server that answers; the WebSocket to it | tokio |
 //! | `call` | the task of one call | tokio |
 //! | `session`, `candidate`, `relay_reason` | the negotiation of one call; why it is relayed | pure |
 //! | `engine` | commands and events of an ICE engine | |
@@ -31,10 +31,11 @@
 //! | `gathering`, `nat`, `nat64` | server-reflexive addresses; the type of the local NAT; IPv4 peers through a NAT64 | pure |
 //! | `hard_nat` | port prediction and spray, for NATs that change ports | pure |
 //! | `host_addresses`, `udp_port`, `peer_streams` | sockets of host candidates, by UDP and TCP | tokio |
-//! | `relay_client`, `relay_stream` | allocations by UDP and TCP | tokio |
+//! | `port_mapping`, `mdns` | ports that the router maps; names of candidates on the link | tokio |
+//! | `relay_client`, `relay_stream` | allocations by UDP, TCP and WebSocket | tokio |
 //! | `path` | the path in use | pure |
 //! | `tunnel`, `outlet`, `datagram_queue` | one socket of QUIC over whatever path | tokio |
-//! | `quic`, `connection` | QUIC and its streams | tokio |
+//! | `quic`, `connection`, `control_streams` | QUIC and its streams, and those that carry late candidates | tokio |
 //! | `resumption` | how a session goes on after a loss of its path, addresses or server | tokio |
 //! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |

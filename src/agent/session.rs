@@ -134,7 +134,8 @@ pub(super) struct Session {
     end_of_candidates_sent: bool,
     nat_sent: bool,
     observed: Observations,
-    remote_count: usize,
+    /// The candidates of the other side that are used.
+    known_remote: Vec<String>,
     remote_relay: bool,
     /// The other side uses no relay.
     remote_direct_only: bool,
@@ -167,7 +168,7 @@ impl Session {
             end_of_candidates_sent: false,
             nat_sent: false,
             observed,
-            remote_count: 0,
+            known_remote: Vec::new(),
             remote_relay: false,
             remote_direct_only: false,
             remote_control_streams: false,
@@ -237,15 +238,18 @@ impl Session {
     pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<NatType>) {
         self.observed.their_nat = nat.or(self.observed.their_nat);
         for text in cands {
-            let Ok(candidate) = parse(text) else { continue };
-            if self.remote_count >= MAX_REMOTE {
+            // The same candidate may come over the signalling and over the connection.
+            let Some(candidate) = parse(text).ok().filter(|_| !self.known_remote.contains(text)) else {
+                continue;
+            };
+            if self.known_remote.len() >= MAX_REMOTE {
                 break;
             }
             let is_relayed = candidate.kind == CandidateKind::Relayed;
             self.observed.their_direct |= !is_relayed;
             self.remote_relay |= is_relayed;
             if self.is_useful(&candidate) {
-                self.remote_count += 1;
+                self.known_remote.push(text.clone());
                 if self.started {
                     self.outputs.push_back(SessionOutput::Candidate(text.clone()));
                 } else {
@@ -472,7 +476,7 @@ impl Session {
         let allows_relay = self.config.policy.allows(CandidatePath::Relay);
         PathAttempts {
             local: self.sent,
-            remote: self.remote_count,
+            remote: self.known_remote.len(),
             policy: self.config.policy,
             direct: self.config.policy.allows(CandidatePath::Direct) && self.observed.their_direct,
             own_relay: self.config.own_relay && allows_relay && !self.remote_direct_only,

@@ -66,6 +66,33 @@ fn mapped(router: &Host) -> String {
     String::from_utf8(listed.stdout).unwrap()
 }
 
+#[test]
+fn without_port_mapping_the_router_is_left_alone() {
+    if !tools::have_laboratory() || !tools::have(&["miniupnpd"]) {
+        return;
+    }
+    let net = Net::new();
+    let test_server = TestServer::on(&net.island(10));
+    let nats = [21, 22].map(|octet| net.nat(NatKind::Symmetric, octet));
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let external = net.add_outer_address(&nats[0]);
+    let router = nats[0].router();
+    let _daemon = start_daemon(&router, external, (true, true));
+    let (server, key) = (test_server.address.to_string(), test_server.key());
+    let arguments = ["listen", "--server", &server, "--key", &key, "--no-port-mapping"];
+    let mut listener = agent("listener", &hosts[0], &arguments);
+    let _to_listener = listener.take_pipes();
+    let ticket =
+        listener.expect("ticket", UP, |line| Some(event(line, "ticket")?["ticket"].as_str()?.to_owned()));
+    let mut connector = agent("connector", &hosts[1], &["connect", &ticket]);
+    let _to_connector = connector.take_pipes();
+    // With mappings the path is direct before the reason of a relay is known.
+    connector.expect("relayed path", UP, |line| {
+        event(line, "path").filter(|path| path["kind"] == "relay" && path["reason"].is_string())
+    });
+    assert!(!mapped(&router).contains("dnat"), "{}", mapped(&router));
+}
+
 /// Connects two agents behind symmetric NATs; the router of the listener maps ports by these protocols.
 fn assert_direct(protocols: (bool, bool)) {
     if !tools::have_laboratory() || !tools::have(&["miniupnpd"]) {
