@@ -130,9 +130,9 @@ fn long_nat_matrix() {
         return;
     }
     let conditions = format!(
-        "This page: {} runs a cell, ten cells five times as often, {workers} cells at the same time on {} cores.",
-        base,
-        std::thread::available_parallelism().map_or(1, usize::from)
+        "This page: {base} runs a cell, ten cells five times as often, {workers} cells at the same time on {} cores, {} build.",
+        std::thread::available_parallelism().map_or(1, usize::from),
+        if tools::binary("agent").contains("/release/") { "release" } else { "debug" }
     );
     let write = |pairs: &[CellRuns], special: &[CellRuns], lossy: &[CellRuns]| {
         let tables = [
