@@ -26,10 +26,13 @@ const CHAINS: &str = "
     }";
 
 /// The daemon of a router, and the folder of its files.
-struct Daemon(#[expect(dead_code, reason = "killed when dropped")] Proc, #[expect(dead_code)] TempDir);
+pub(crate) struct Daemon(
+    #[expect(dead_code, reason = "killed when dropped")] Proc,
+    #[expect(dead_code)] TempDir,
+);
 
 /// Starts the daemon on a router. `external` is an address that it takes for public: those of the laboratory are for documentation.
-fn start_daemon(router: &Host, external: Ipv4Addr, (upnp, pcp): (bool, bool)) -> Daemon {
+pub(crate) fn start_daemon(router: &Host, external: Ipv4Addr, (upnp, pcp): (bool, bool)) -> Daemon {
     router.nft(CHAINS);
     let folder = tempfile::tempdir().unwrap();
     let word = |is_on| if is_on { "yes" } else { "no" };

@@ -180,11 +180,13 @@ impl RoutedNet {
         (RoutedHost { host, node }, firewall)
     }
 
-    /// Adds a NAT of the kernel with the outer address 203.0.113.`octet`; its hosts are those of [`net`](Self::net).
+    /// Adds a NAT of the kernel with the outer address 203.0.113.`octet`; its hosts are those of [`net`](Self::net). 198.41.0.`octet` leads to it too.
     pub(crate) fn kernel_nat(&self, kind: NatKind, octet: u8, link: Link) -> Nat {
         let namespace = self.net.namespace(&format!("n{octet}"));
         let address = Ipv4Addr::new(203, 0, 113, octet);
-        self.plug((&namespace, "out"), (address, Ipv4Addr::new(203, 0, 113, 1)), None, link);
+        let router = self.plug((&namespace, "out"), (address, Ipv4Addr::new(203, 0, 113, 1)), None, link);
+        let second = Ipv4Addr::new(198, 41, 0, octet);
+        self.set_prefixes(&router, [address, second].map(|ip| (ip.into(), 32)).to_vec());
         nat::translate(namespace, kind, octet)
     }
 

@@ -145,6 +145,10 @@ pub(super) enum Setting {
     OneWay,
     /// One with a VPN that has its default route.
     Vpn,
+    /// Both behind symmetric NATs, one of which maps ports by UPnP, NAT-PMP and PCP.
+    PortMapping,
+    /// Behind port-restricted NATs, with two servers, the first of which is dead.
+    DeadServer,
 }
 
 /// One cell of the matrix.
@@ -208,6 +212,8 @@ pub(super) fn special() -> Vec<Cell> {
         ("20 container bridges x PR", Setting::Bridges, Expected::Direct),
         ("one way only", Setting::OneWay, Expected::Relay),
         ("VPN on one side x PR", Setting::Vpn, Expected::Direct),
+        ("SR with port mapping x SR", Setting::PortMapping, Expected::Direct),
+        ("the first of two servers dead, PR", Setting::DeadServer, Expected::Direct),
     ];
     cells.map(|(name, setting, expected)| Cell { name: name.to_owned(), setting, expected }).to_vec()
 }

@@ -1,6 +1,6 @@
 //! Which pair of networks ends on which path: real agents in each pair of NAT classes and in special networks. `docs/nat-matrix.md` has the figures.
 //!
-//! `GINNEL_LONG_RUNS` sets the runs of a cell, `GINNEL_MATRIX_CELLS` names some cells (separated by commas) and prints them instead of writing the page,
+//! `GINNEL_LONG_RUNS` sets the runs of a cell, `GINNEL_MATRIX_CELLS` names some cells (separated by semicolons) and prints them instead of writing the page,
 //! and `GINNEL_MATRIX_WORKERS` sets how many cells run at the same time.
 
 mod cells;
@@ -19,10 +19,13 @@ use cells::{Cell, Expected, Setting};
 use report::{CellRuns, Table};
 use scene::Scene;
 
-/// Whether a cell can run here: IPv6-only hosts need a NAT64.
+/// Whether the programs of a cell are installed here.
 fn can_run(cell: &Cell) -> bool {
-    let needs_nat64 = matches!(cell.setting, Setting::Apart(_, cells::Class::Ipv6Only));
-    !needs_nat64 || tools::happens_to_have(&["tayga"])
+    match cell.setting {
+        Setting::Apart(_, cells::Class::Ipv6Only) => tools::happens_to_have(&["tayga"]),
+        Setting::PortMapping => tools::happens_to_have(&["miniupnpd"]),
+        _ => true,
+    }
 }
 
 /// Runs a cell so many times; sides swap in every other run.
@@ -120,7 +123,7 @@ fn long_nat_matrix() {
     };
     let chosen = std::env::var("GINNEL_MATRIX_CELLS").ok();
     if let Some(chosen) = chosen {
-        let names: Vec<&str> = chosen.split(',').collect();
+        let names: Vec<&str> = chosen.split(';').collect();
         let lost = tools::switch("GINNEL_MATRIX_LOSS", 0);
         let work: Vec<_> = cells::named(&names).into_iter().map(|cell| (cell, base)).collect();
         let done = run_cells(&work, workers, u16::try_from(lost).unwrap(), |_| ());

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::authority::Authority;
-use crate::lab::{Link, NatBehavior, RoutedHost, RoutedNat, RoutedNet};
+use crate::lab::{Host, Link, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet};
+use crate::port_mapping::{Daemon, start_daemon};
 use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
 
@@ -12,6 +13,9 @@ use super::cells::{Class, Setting};
 
 const UP: Duration = Duration::from_secs(30);
 const SERVER: u8 = 10;
+const SERVER_V4: &str = "203.0.113.10:3478";
+/// An address that nobody has.
+const DEAD: &str = "203.0.113.99:3478";
 const SERVER_V6: &str = "2001:db8::10";
 const PROXY: u8 = 11;
 const NAT64: u8 = 64;
@@ -34,7 +38,7 @@ const ONLY_THE_PROXY: &str = "
 
 /// One agent's place.
 pub(super) struct Side {
-    pub(super) host: RoutedHost,
+    pub(super) host: Host,
     /// The server as this side names it.
     pub(super) server: String,
     pub(super) options: Vec<String>,
@@ -45,6 +49,7 @@ pub(super) struct Side {
 pub(super) struct Scene {
     pub(super) server: TestServer,
     _processes: Vec<Proc>,
+    _daemons: Vec<Daemon>,
     pub(super) sides: [Side; 2],
     pub(super) nats: Vec<RoutedNat>,
     _others: Vec<RoutedHost>,
@@ -59,6 +64,7 @@ struct Builder {
     nats: Vec<RoutedNat>,
     others: Vec<RoutedHost>,
     processes: Vec<Proc>,
+    daemons: Vec<Daemon>,
     authority: Authority,
 }
 
@@ -78,11 +84,21 @@ impl Scene {
             nats: Vec::new(),
             others: vec![server_host],
             processes: Vec::new(),
+            daemons: Vec::new(),
             authority,
         };
         let sides = builder.sides(setting);
-        let Builder { net, nats, others, processes, authority, .. } = builder;
-        Self { server, _processes: processes, sides, nats, _others: others, _authority: authority, net }
+        let Builder { net, nats, others, processes, daemons, authority, .. } = builder;
+        Self {
+            server,
+            _processes: processes,
+            _daemons: daemons,
+            sides,
+            nats,
+            _others: others,
+            _authority: authority,
+            net,
+        }
     }
 }
 
@@ -108,13 +124,18 @@ impl Builder {
                 self.nats.push(carrier);
                 sides
             }
-            Setting::DualStack => {
-                let sides = [21, 22].map(|octet| self.place(Class::PortRestricted, octet));
-                for (side, address) in sides.iter().zip(["2001:db8::21", "2001:db8::22"]) {
-                    self.net.add_ipv6(&side.host, address);
-                }
-                sides
-            }
+            Setting::DualStack => [21, 22].map(|octet| {
+                let nat = self.nat(NatBehavior::PORT_RESTRICTED, octet);
+                let host = self.net.behind(&nat);
+                self.net.add_ipv6(&host, &format!("2001:db8::{octet}"));
+                self.nats.push(nat);
+                side(host)
+            }),
+            Setting::PortMapping => [self.with_port_mapping(), self.place(Class::Random, 22)],
+            Setting::DeadServer => [21, 22].map(|octet| {
+                let alive = vec!["--server".to_owned(), SERVER_V4.to_owned()];
+                Side { server: DEAD.to_owned(), options: alive, ..self.place(Class::PortRestricted, octet) }
+            }),
             Setting::Port443 => {
                 let nat = self.nat(NatBehavior::PORT_443, 21);
                 let mut first = side(self.net.behind(&nat));
@@ -184,6 +205,21 @@ impl Builder {
         side(host)
     }
 
+    /// A host behind a symmetric NAT of the kernel that maps ports on request.
+    fn with_port_mapping(&mut self) -> Side {
+        let nat = self.net.kernel_nat(NatKind::Symmetric, 21, self.link);
+        let external = Ipv4Addr::new(198, 41, 0, 21);
+        let router = nat.router();
+        router.run("ip", &["addr", "add", &format!("{external}/32"), "dev", "out"]);
+        self.daemons.push(start_daemon(&router, external, (true, true)));
+        Side {
+            host: self.net.net().behind(&nat),
+            server: SERVER_V4.to_owned(),
+            options: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
     fn ipv6_only(&mut self, octet: u8) -> Side {
         if self.others.len() == 1 {
             self.start_nat64();
@@ -248,5 +284,5 @@ impl Builder {
 
 /// A side that reaches the server by its IPv4 address.
 fn side(host: RoutedHost) -> Side {
-    Side { host, server: "203.0.113.10:3478".to_owned(), options: Vec::new(), environment: Vec::new() }
+    Side { host: host.host, server: SERVER_V4.to_owned(), options: Vec::new(), environment: Vec::new() }
 }
