@@ -8,8 +8,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 pub(super) const SAMPLES: usize = 8;
 /// Fewest mappings that allow a conclusion.
 pub(super) const MIN_SAMPLES: usize = 3;
-/// The largest difference of two ports of a sequence.
+/// The usual difference of two ports of a sequence, at most.
 const MAX_STEP: u16 = 5;
+/// The largest difference of the first and the last sample of a sequence. Connections of others, and checks, take ports in between.
+const MAX_SPREAD: u16 = 64;
+/// Most ports of a sequence that are probed.
+const MAX_SEQUENCE: u16 = 40;
+/// Fewest samples that show a direction.
+const MIN_TREND: usize = 5;
 /// PredictedPorts that are probed beyond those of the opened sockets: other connections of the network may take some in between.
 const SPARE_PORTS: u16 = 5;
 /// The smallest and the largest block.
@@ -61,18 +67,36 @@ fn sequence(ports: &[u16]) -> Option<(PredictedPorts, usize)> {
     let mut sorted = ports.to_vec();
     sorted.sort_unstable();
     let mut steps: Vec<u16> = sorted.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    if steps.iter().any(|step| !(1..=MAX_STEP).contains(step)) {
+    steps.sort_unstable();
+    let step = *steps.get(steps.len() / 2)?;
+    let spread: u16 = steps.iter().sum();
+    if !(1..=MAX_STEP).contains(&step) || spread > MAX_SPREAD {
         return None;
     }
-    steps.sort_unstable();
-    let step = steps.get(steps.len() / 2)?.cast_signed();
+    let foreign = spread.saturating_sub(step * u16::try_from(steps.len()).ok()?);
+    let step = step.cast_signed();
     let (last, step) = match ports.first()? < ports.last()? {
         true => (sorted.last()?, step),
         false => (sorted.first()?, -step),
     };
     let first = last.checked_add_signed(step)?;
-    let count = u16::try_from(SAMPLES).ok()? + SPARE_PORTS;
+    let count = (u16::try_from(SAMPLES).ok()? + SPARE_PORTS + foreign).min(MAX_SEQUENCE);
     Some((PredictedPorts::Sequence { first, step, count }, SAMPLES))
+}
+
+/// Each port is above the one before, or below it, by many: a sequence of which others take the most.
+fn trend(ports: &[u16]) -> Option<(u32, u32)> {
+    let (first, last) = (u32::from(*ports.first()?), u32::from(*ports.last()?));
+    let size = (2 * first.abs_diff(last)).max(BLOCK.0);
+    if ports.len() < MIN_TREND || size > BLOCK.1 {
+        None
+    } else if ports.is_sorted_by(|before, after| before < after) {
+        Some((last + 1, size))
+    } else if ports.is_sorted_by(|before, after| before > after) {
+        Some((last.saturating_sub(size), size))
+    } else {
+        None
+    }
 }
 
 /// All ports are close together.
@@ -83,7 +107,8 @@ fn block(ports: &[u16]) -> Option<(PredictedPorts, usize)> {
     let aligned =
         (BLOCK.0.trailing_zeros()..=BLOCK.1.trailing_zeros()).find(|bits| low >> bits == high >> bits);
     let aligned = aligned.map(|bits| (low >> bits << bits, 1_u32 << bits));
-    let (low, size) = match aligned.filter(|(_, size)| *size <= (4 * spread).max(BLOCK.0)) {
+    let aligned = aligned.filter(|(_, size)| *size <= (4 * spread).max(BLOCK.0));
+    let (low, size) = match trend(ports).or(aligned) {
         Some(block) => block,
         None => {
             let size = (spread * 3 / 2).max(BLOCK.0);
@@ -113,7 +138,7 @@ impl PredictedPorts {
     pub(super) fn to_probe(self, probed: &[u16], most: usize, rng: &mut impl Rng) -> Vec<u16> {
         match self {
             Self::Sequence { first, step, count } => {
-                let most = most.min(SAMPLES + usize::from(SPARE_PORTS));
+                let most = most.min(MAX_SEQUENCE.into());
                 let ports = (0..i32::from(count)).map(|index| i32::from(first) + index * i32::from(step));
                 ports
                     .filter_map(|port| u16::try_from(port).ok())
@@ -143,21 +168,33 @@ mod tests {
 
     #[test]
     fn a_sequence_goes_on_in_its_direction() {
-        let table: [(&[u16], u16, i16); 5] = [
-            (&[4000, 4001, 4002], 4003, 1),
-            (&[4000, 4002, 4004, 4006], 4008, 2),
-            (&[4000, 4001, 4003, 4004], 4005, 1),
-            (&[4009, 4008, 4007], 4006, -1),
-            (&[4000, 4002, 4001, 4003], 4004, 1),
+        let table: [(&[u16], u16, i16, u16); 5] = [
+            (&[4000, 4001, 4002], 4003, 1, 13),
+            (&[4000, 4002, 4004, 4006], 4008, 2, 13),
+            (&[4000, 4001, 4003, 4004], 4005, 1, 14),
+            (&[4009, 4008, 4007], 4006, -1, 13),
+            (&[4000, 4002, 4001, 4003], 4004, 1, 13),
         ];
-        for (ports, first, step) in table {
-            let expected = PredictedPorts::Sequence { first, step, count: 13 };
+        for (ports, first, step, count) in table {
+            let expected = PredictedPorts::Sequence { first, step, count };
             assert_eq!(
                 predict(ports).map(|found| (found.ports, found.sockets)),
                 Some((expected, 8)),
                 "{ports:?}"
             );
         }
+    }
+
+    #[test]
+    fn ports_that_others_take_do_not_hide_a_sequence() {
+        let noisy = predict(&[4000, 4001, 4010, 4011, 4012]).map(|found| (found.ports, found.sockets));
+        let expected = PredictedPorts::Sequence { first: 4013, step: 1, count: 21 };
+        assert_eq!(noisy, Some((expected, 8)));
+        // Most are taken by others: the next ones are beyond the last, even at the end of a block.
+        let ports = predict(&[20_500, 20_620, 20_750, 20_820, 20_990]).map(|found| found.ports);
+        assert_eq!(ports, Some(PredictedPorts::Range { low: 20_991, high: 21_970, probes: 64 }));
+        let ports = predict(&[20_990, 20_820, 20_750, 20_620, 20_500]).map(|found| found.ports);
+        assert_eq!(ports, Some(PredictedPorts::Range { low: 19_520, high: 20_499, probes: 64 }));
     }
 
     #[test]
@@ -205,6 +242,6 @@ mod tests {
         let endless = PredictedPorts::Sequence { first: 65_530, step: 1, count: u16::MAX };
         assert_eq!(endless.to_probe(&[], 1024, &mut rng), [65_530, 65_531, 65_532, 65_533, 65_534, 65_535]);
         let still = PredictedPorts::Sequence { first: 7, step: 0, count: u16::MAX };
-        assert_eq!(still.to_probe(&[], 1024, &mut rng).len(), 13);
+        assert_eq!(still.to_probe(&[], 1024, &mut rng).len(), 40);
     }
 }
