@@ -7,7 +7,7 @@ use super::control_streams::{self, ControlEvent};
 use super::engine::{ActivePath, Engine, EngineCommand, EngineConfig, EngineEvent};
 use super::error::{ConnectError, Refusal, RegistrationError};
 use super::path::{PathInfo, PathKind};
-use super::quic;
+use super::quic::QuicEndpoint;
 use super::relay_reason::RelayReason;
 use super::resumption::{ResumedCall, Resumption};
 use super::session::{Session, SessionConfig, SessionFailure, SessionOutput};
@@ -52,7 +52,7 @@ pub(super) enum CallRequest {
 /// The engine, the tunnel and QUIC's endpoint of a call. They exist before the session, so that gathering starts while the connector registers,
 /// and a listener is ready for its next call.
 pub(super) struct CallResources {
-    pub(super) endpoint: quinn::Endpoint,
+    pub(super) endpoint: QuicEndpoint,
     engine: Engine,
     events: mpsc::Receiver<EngineEvent>,
     server: SocketAddr,
@@ -65,7 +65,7 @@ impl CallResources {
     pub(super) fn start(config: EngineConfig) -> Result<Self, ConnectError> {
         let (server, probe) = (config.server, ServerProbe::new(&config));
         let (tunnel, messages) = Tunnel::new(Some(server));
-        let endpoint = quic::endpoint(Arc::clone(&tunnel))?;
+        let endpoint = QuicEndpoint::new(Arc::clone(&tunnel))?;
         let (engine, events) = Engine::start(config, tunnel, messages);
         Ok(Self { endpoint, engine, events, server, probe, started: time::now().mono })
     }
@@ -482,7 +482,7 @@ impl CallTask {
     fn lose(&mut self) {
         self.lost_since = None;
         self.resumption = Resumption::None;
-        self.resources.endpoint.close(LOST.into(), b"no path answers");
+        self.resources.endpoint.close(LOST, "no path answers");
     }
 
     /// Begins a call that resumes the session: ICE is restarted, then the description is sent with all candidates.

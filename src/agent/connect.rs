@@ -9,7 +9,7 @@ use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback;
 use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
-use super::quic;
+use super::quic::{HANDSHAKE_TIMEOUT, QuicEndpoint};
 use super::resumption::{Callee, Resumption};
 use super::servers::{self, ServerStream};
 use super::session::{NO_PATH, SessionConfig};
@@ -145,12 +145,12 @@ impl Agent {
 
 /// Completes the QUIC handshake over a path that carries data.
 pub(super) async fn handshake(
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
     (secret, role): (&Secret, AgentRole),
     initial: call_auth::InitialKey,
     path: PathHandle,
 ) -> Result<Connection, ConnectError> {
-    match in_time(quic::handshake(endpoint, secret, &initial, role)).await {
+    match in_time(endpoint.handshake(secret, &initial, role)).await {
         Ok(quic) => Ok(Connection::new(quic, path)),
         Err(error) => {
             path.close("the handshake failed").await;
@@ -161,7 +161,7 @@ pub(super) async fn handshake(
 
 /// Completes the QUIC handshake of a call as soon as its first datagrams can be sent, which may be before a path has answered.
 pub(super) async fn establish(
-    endpoint: quinn::Endpoint,
+    endpoint: QuicEndpoint,
     (secret, role): (&Secret, AgentRole),
     mut negotiation: Negotiation,
 ) -> Result<Connection, ConnectError> {
@@ -169,7 +169,7 @@ pub(super) async fn establish(
     let initial = std::mem::replace(&mut negotiation.initial, never);
     let handshake = async {
         match initial.await {
-            Ok(initial) => quic::handshake(endpoint, secret, &initial, role).await,
+            Ok(initial) => endpoint.handshake(secret, &initial, role).await,
             Err(_) => std::future::pending().await,
         }
     };
@@ -195,7 +195,7 @@ pub(super) async fn establish(
 }
 
 async fn in_time<T>(handshake: impl Future<Output = Result<T, ConnectError>>) -> Result<T, ConnectError> {
-    timeout(quic::HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| ConnectError::HandshakeTimedOut)?
+    timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| ConnectError::HandshakeTimedOut)?
 }
 
 /// Returns the user name fragment of one call.

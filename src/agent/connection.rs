@@ -6,6 +6,7 @@ use super::engine::EngineConfig;
 use super::error::ConnectionError;
 use super::path::{PathInfo, PathKind};
 use super::quic::QuicConnection;
+use super::stall_recovery::StallRecovery;
 use crate::net::dialer::{DialTarget, Dialer};
 use std::io;
 use std::net::SocketAddr;
@@ -44,6 +45,7 @@ pub struct Connection {
     endpoint: quinn::Endpoint,
     control: ControlStreams,
     path: PathHandle,
+    _recovery: StallRecovery,
 }
 
 /// The sending half of a stream; [`SendStream::finish`] waits until everything has arrived.
@@ -150,7 +152,7 @@ impl PathHandle {
 impl Connection {
     pub(super) fn new(quic: QuicConnection, path: PathHandle) -> Self {
         let control = ControlStreams::start(quic.connection.clone(), path.control.clone());
-        Self { inner: quic.connection, endpoint: quic.endpoint, control, path }
+        Self { inner: quic.connection, endpoint: quic.endpoint, control, path, _recovery: quic.recovery }
     }
 
     /// Opens a stream.

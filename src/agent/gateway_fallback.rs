@@ -12,7 +12,7 @@ use super::engine::EngineConfig;
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
 use super::keys::{AgentRole, Secret};
 use super::path::{PathInfo, PathKind, PathTransport};
-use super::quic;
+use super::quic::QuicEndpoint;
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
     ClientBuilder, ConnectError as GatewayError, Endpoint, Key, Raw, ServerBuilder, Settings,
@@ -196,7 +196,7 @@ async fn handshake(
 ) -> Result<Connection, ConnectError> {
     let queue = Arc::new(DatagramQueue::default());
     let tunnel = Tunnel::with_queue(Arc::clone(&queue));
-    let quic = quic::endpoint(Arc::clone(&tunnel))?;
+    let quic = QuicEndpoint::new(Arc::clone(&tunnel))?;
     let (stop, stopped) = mpsc::channel(1);
     let (path, path_rx) = watch::channel(None);
     let (_, signaling_lost) = watch::channel(false);

@@ -9,7 +9,6 @@ use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback::GatewayListener;
 use super::keys::AgentRole;
 use super::path::PathPolicy;
-use super::quic;
 use super::resumption::{ResumedCall, Resumption};
 use super::servers::{self, ServerSession};
 use super::session::SessionConfig;
@@ -325,7 +324,7 @@ impl ListenerTask {
             }
             Err(error) => return drop(self.accepted.send(Err(error)).await),
         };
-        if let Err(error) = quic::set_server(&resources.endpoint, &self.ticket.secret, &auth.initial_key()) {
+        if let Err(error) = resources.endpoint.set_server(&self.ticket.secret, &auth.initial_key()) {
             return drop(self.accepted.send(Err(error)).await);
         }
         self.prepare_spare();

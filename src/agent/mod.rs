@@ -36,6 +36,7 @@
 //! | `path` | the path in use | pure |
 //! | `tunnel`, `outlet`, `datagram_queue` | one socket of QUIC over whatever path | tokio |
 //! | `quic`, `connection`, `control_streams` | QUIC and its streams, and those that carry late candidates | tokio |
+//! | `congestion`, `stall_recovery` | the congestion controller; what makes QUIC go on after a silence | |
 //! | `resumption` | how a session goes on after a loss of its path, addresses or server | tokio |
 //! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
@@ -45,6 +46,7 @@ mod call;
 mod call_auth;
 mod candidate;
 mod config;
+mod congestion;
 mod connect;
 mod connection;
 mod control_streams;
@@ -76,6 +78,7 @@ mod resumption;
 mod servers;
 mod session;
 mod signaling_client;
+mod stall_recovery;
 mod ticket;
 mod tunnel;
 mod udp_port;

@@ -1,10 +1,12 @@
 //! The QUIC endpoint over a tunnel: transport parameters and the handshake with both keys pinned.
 
 use super::call_auth::InitialKey;
+use super::congestion::CongestionConfig;
 use super::error::ConnectError;
 use super::initial_keys::Keyed;
 use super::keys::{AgentRole, Secret};
 use super::pinned_tls::{SERVER_NAME, TlsIdentity, TlsSetupError};
+use super::stall_recovery::StallRecovery;
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
@@ -24,8 +26,8 @@ const MTU: u16 = 1200;
 /// The largest that fits Ethernet with IPv6, UDP and ChannelData.
 const MAX_MTU: u16 = 1448;
 const STREAM_WINDOW: u32 = 16 << 20;
-const CONNECTION_WINDOW: u32 = 64 << 20;
-const SEND_WINDOW: u64 = 32 << 20;
+pub(super) const CONNECTION_WINDOW: u32 = 64 << 20;
+pub(super) const SEND_WINDOW: u64 = 32 << 20;
 const STREAMS: u32 = 64;
 /// Packets that may overtake another before it counts as lost: packets over the relay arrive after later ones over the direct path.
 const REORDERING_THRESHOLD: u32 = 64;
@@ -35,47 +37,64 @@ const INITIAL_RTT: Duration = Duration::from_millis(150);
 pub(super) struct QuicConnection {
     pub(super) endpoint: Endpoint,
     pub(super) connection: quinn::Connection,
+    pub(super) recovery: StallRecovery,
 }
 
-/// Returns an endpoint over a tunnel. It reads the sockets from now on.
-pub(super) fn endpoint(tunnel: Arc<Tunnel>) -> Result<Endpoint, ConnectError> {
-    let mut config = EndpointConfig::default();
-    config.grease_quic_bit(false);
-    let socket = Arc::new(TunnelSocket(tunnel));
-    let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime));
-    endpoint.map_err(|error| ConnectError::Setup(error.into()))
+/// An endpoint over a tunnel. It reads the sockets from its creation on.
+#[derive(Clone)]
+pub(super) struct QuicEndpoint {
+    inner: Endpoint,
+    tunnel: Arc<Tunnel>,
 }
 
-/// Prepares the endpoint of a listener for the connector's first packet.
-pub(super) fn set_server(
-    endpoint: &Endpoint,
-    secret: &Secret,
-    initial: &InitialKey,
-) -> Result<(), ConnectError> {
-    let config = server_config(secret, initial).map_err(|error| ConnectError::Setup(error.into()))?;
-    endpoint.set_server_config(Some(config));
-    Ok(())
-}
+impl QuicEndpoint {
+    pub(super) fn new(tunnel: Arc<Tunnel>) -> Result<Self, ConnectError> {
+        let mut config = EndpointConfig::default();
+        config.grease_quic_bit(false);
+        let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
+        let inner = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime));
+        inner.map(|inner| Self { inner, tunnel }).map_err(|error| ConnectError::Setup(error.into()))
+    }
 
-/// Completes the handshake in the given role; each side verifies the key of the other. The caller limits its time.
-pub(super) async fn handshake(
-    endpoint: Endpoint,
-    secret: &Secret,
-    initial: &InitialKey,
-    role: AgentRole,
-) -> Result<QuicConnection, ConnectError> {
-    let connection = match role {
-        AgentRole::Connector => {
-            let config = client_config(secret, initial).map_err(|error| ConnectError::Setup(error.into()))?;
-            let connecting = endpoint.connect_with(config, PEER, SERVER_NAME);
-            connecting.map_err(|error| ConnectError::Setup(error.into()))?.await.map_err(handshake_error)?
-        }
-        AgentRole::Listener => {
-            set_server(&endpoint, secret, initial)?;
-            accept(&endpoint).await?
-        }
-    };
-    Ok(QuicConnection { endpoint, connection })
+    /// Closes the connection at once.
+    pub(super) fn close(&self, code: u32, reason: &str) {
+        self.inner.close(code.into(), reason.as_bytes());
+    }
+
+    /// Prepares the endpoint of a listener for the connector's first packet.
+    pub(super) fn set_server(&self, secret: &Secret, initial: &InitialKey) -> Result<(), ConnectError> {
+        let config = server_config(secret, initial, self.transport());
+        self.inner.set_server_config(Some(config.map_err(|error| ConnectError::Setup(error.into()))?));
+        Ok(())
+    }
+
+    fn transport(&self) -> TransportConfig {
+        transport(Arc::new(CongestionConfig(self.tunnel.traffic().allowance())))
+    }
+
+    /// Completes the handshake in the given role; each side verifies the key of the other. The caller limits its time.
+    pub(super) async fn handshake(
+        self,
+        secret: &Secret,
+        initial: &InitialKey,
+        role: AgentRole,
+    ) -> Result<QuicConnection, ConnectError> {
+        let connection = match role {
+            AgentRole::Connector => {
+                let config = client_config(secret, initial, self.transport())
+                    .map_err(|error| ConnectError::Setup(error.into()))?;
+                let connecting = self.inner.connect_with(config, PEER, SERVER_NAME);
+                let connecting = connecting.map_err(|error| ConnectError::Setup(error.into()))?;
+                connecting.await.map_err(handshake_error)?
+            }
+            AgentRole::Listener => {
+                self.set_server(secret, initial)?;
+                accept(&self.inner).await?
+            }
+        };
+        let recovery = StallRecovery::start(connection.clone(), self.tunnel);
+        Ok(QuicConnection { endpoint: self.inner, connection, recovery })
+    }
 }
 
 async fn accept(endpoint: &Endpoint) -> Result<quinn::Connection, ConnectError> {
@@ -106,23 +125,31 @@ enum SetupError {
     CipherSuite(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
 }
 
-fn server_config(secret: &Secret, initial: &InitialKey) -> Result<ServerConfig, SetupError> {
+fn server_config(
+    secret: &Secret,
+    initial: &InitialKey,
+    transport: TransportConfig,
+) -> Result<ServerConfig, SetupError> {
     let identity = TlsIdentity::new(secret, AgentRole::Listener)?;
     let crypto = QuicServerConfig::try_from(identity.server_config()?)?;
     let mut config = ServerConfig::with_crypto(Arc::new(Keyed::new(crypto, initial.clone())));
-    config.transport_config(Arc::new(transport())).migration(false).max_incoming(4);
+    config.transport_config(Arc::new(transport)).migration(false).max_incoming(4);
     Ok(config)
 }
 
-fn client_config(secret: &Secret, initial: &InitialKey) -> Result<ClientConfig, SetupError> {
+fn client_config(
+    secret: &Secret,
+    initial: &InitialKey,
+    transport: TransportConfig,
+) -> Result<ClientConfig, SetupError> {
     let identity = TlsIdentity::new(secret, AgentRole::Connector)?;
     let crypto = QuicClientConfig::try_from(identity.client_config()?)?;
     let mut config = ClientConfig::new(Arc::new(Keyed::new(crypto, initial.clone())));
-    config.transport_config(Arc::new(transport()));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 
-fn transport() -> TransportConfig {
+fn transport(congestion: Arc<CongestionConfig>) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .initial_mtu(MTU)
@@ -131,6 +158,7 @@ fn transport() -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(congestion)
         .packet_threshold(REORDERING_THRESHOLD)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))

@@ -51,7 +51,7 @@ async fn turn_server() -> (Server, SocketAddr) {
 }
 
 struct QuicSide {
-    endpoint: Endpoint,
+    endpoint: QuicEndpoint,
     engine: Engine,
     events: mpsc::Receiver<EngineEvent>,
 }
@@ -63,7 +63,7 @@ fn side(
     server: SocketAddr,
 ) -> QuicSide {
     let (tunnel, messages) = Tunnel::new(Some(server));
-    let endpoint = endpoint(Arc::clone(&tunnel)).unwrap();
+    let endpoint = QuicEndpoint::new(Arc::clone(&tunnel)).unwrap();
     let (engine, events) = Engine::start(config(implementation, policy, server), tunnel, messages);
     let relay = RelayCredentials { username: "user".into(), password: "password".into() };
     engine.send(EngineCommand::Relay(Some(relay)));
@@ -122,8 +122,8 @@ async fn transfer(implementations: [IceImplementation; 2], policy: PathPolicy, e
     let secret = Secret([3; SECRET_LEN]);
     let (key_a, key_b) = (initial(3), initial(3));
     let (client, server) = tokio::join!(
-        handshake(a.endpoint.clone(), &secret, &key_a, AgentRole::Connector),
-        handshake(b.endpoint.clone(), &secret, &key_b, AgentRole::Listener)
+        a.endpoint.clone().handshake(&secret, &key_a, AgentRole::Connector),
+        b.endpoint.clone().handshake(&secret, &key_b, AgentRole::Listener)
     );
     let (client, server) = (client.unwrap(), server.unwrap());
     let sent: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[1] ^ n.to_le_bytes()[0]).collect();
@@ -184,7 +184,7 @@ impl TestTunnel {
         initial: InitialKey,
         role: AgentRole,
     ) -> Result<QuicConnection, ConnectError> {
-        handshake(endpoint(Arc::clone(&self.tunnel))?, secret, &initial, role).await
+        QuicEndpoint::new(Arc::clone(&self.tunnel))?.handshake(secret, &initial, role).await
     }
 }
 
@@ -214,8 +214,8 @@ async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() 
     let (false_connector, false_listener) = (TestTunnel::new(), TestTunnel::new());
     let secret = |byte| Secret([byte; SECRET_LEN]);
     for (side, role) in [(&false_connector, AgentRole::Connector), (&false_listener, AgentRole::Listener)] {
-        let endpoint = endpoint(Arc::clone(&side.tunnel)).unwrap();
-        tokio::spawn(async move { handshake(endpoint, &secret(2), &initial(2), role).await.map(drop) });
+        let endpoint = QuicEndpoint::new(Arc::clone(&side.tunnel)).unwrap();
+        tokio::spawn(async move { endpoint.handshake(&secret(2), &initial(2), role).await.map(drop) });
     }
     // The other endpoint sends the listener's first packet and answers the connector's.
     listener.tunnel.deliver(false_connector.queue.next().await);

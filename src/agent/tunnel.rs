@@ -6,10 +6,11 @@
 //! and ChannelData comes only from the TURN server. What is not QUIC's goes to the ICE engine.
 //!
 //! After a change of the path the last datagram is sent again: QUIC's probe timer may have backed off while the old path was silent, and the
-//! acknowledgement makes it go on at once.
+//! acknowledgement makes it go on at once. See also [`super::stall_recovery`].
 
 use super::datagram_queue::DatagramQueue;
 use super::outlet::{Outlet, QueueFraming};
+use super::stall_recovery::Traffic;
 use super::udp_port::UdpPort;
 use crate::net::time;
 use crate::turn_wire::parse_channel_data;
@@ -100,6 +101,7 @@ pub(super) struct Tunnel {
     /// The engine sleeps until something is sent.
     is_idle: AtomicBool,
     sent: Notify,
+    traffic: Traffic,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -161,6 +163,7 @@ impl Tunnel {
             transferred: AtomicU64::new(0),
             is_idle: AtomicBool::new(true),
             sent: Notify::new(),
+            traffic: Traffic::default(),
         };
         (Arc::new(tunnel), messages_rx)
     }
@@ -175,6 +178,11 @@ impl Tunnel {
     /// Sets the address of the TURN server.
     pub(super) fn set_turn_server(&self, address: SocketAddr) {
         *lock(&self.turn_server) = Some(address);
+    }
+
+    /// Returns what QUIC has sent and received.
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Sets the sockets that QUIC's endpoint reads.
@@ -204,6 +212,7 @@ impl Tunnel {
             incoming.push_back(datagram);
         }
         self.mark_received();
+        self.traffic.handle_received();
         self.wake_reader();
     }
 
@@ -234,6 +243,7 @@ impl Tunnel {
         self.received.store(false, Ordering::Relaxed);
         if let Some(outlet) = outlet {
             self.send_last_again(&outlet);
+            self.traffic.handle_new_path();
         }
         self.outlet_changed.notify_waiters();
     }
@@ -247,10 +257,11 @@ impl Tunnel {
         }
     }
 
-    /// Sends the last datagram again on the active path.
+    /// Handles that the active path answers again: sends the last datagram again.
     pub(super) fn repeat_last(&self) {
         if let Some(outlet) = self.outlet() {
             self.send_last_again(&outlet);
+            self.traffic.handle_new_path();
         }
     }
 
@@ -302,6 +313,7 @@ impl Tunnel {
             kept.extend_from_slice(last);
         }
         self.mark_sent();
+        self.traffic.handle_sent();
         Ok(())
     }
 
@@ -462,6 +474,7 @@ impl AsyncUdpSocket for TunnelSocket {
                 // An error is one of ICMP, about a check that was sent before.
                 let kept = received.map_or(0, |count| self.0.sort(port, buffers, meta, count));
                 if kept > 0 {
+                    self.0.traffic.handle_received();
                     return Poll::Ready(Ok(kept));
                 }
                 receives += 1;

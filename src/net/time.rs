@@ -17,3 +17,10 @@ pub fn now() -> Now {
 pub fn mono() -> Instant {
     Instant::now()
 }
+
+/// Reads the clock of the runtime, which a test can stop.
+#[cfg(feature = "agent")]
+#[must_use]
+pub fn runtime() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
