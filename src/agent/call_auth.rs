@@ -4,13 +4,15 @@
 //! tags and the connector's fragment, and the answer one over both tags and both fragments. The ICE passwords are derived and never sent. The
 //! listener's password and the key of QUIC's Initial packets depend on both fragments. Therefore an answer or a packet of one call is
 //! invalid in any other, and the server, which sees all signalling, can neither answer a connectivity check nor begin a handshake.
-//! A call that resumes a session states the fragment of the session's first call, under the MAC of its offer.
+//! A call that resumes a session states the fragment of the session's first call. Its MACs are also over a secret that both sides export from
+//! the session's QUIC connection, so that another holder of the ticket cannot take the place of either side.
 //! [`ReplayCache`] detects a repeated offer.
 
 use super::keys::{AgentRole, Secret};
 use crate::signaling::wire::{IceDescription, Tag};
 use ring::hmac;
 use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, OnceLock};
 use subtle::ConstantTimeEq;
 
 /// Length in bytes of a MAC that is sent or used as a password (160 bits; RFC 8445 section 5.3 requires 128).
@@ -33,6 +35,40 @@ impl InitialKey {
     }
 }
 
+/// The secret of a session, exported from its QUIC connection ([RFC 8446 section 7.5](https://www.rfc-editor.org/rfc/rfc8446#section-7.5)); unset until the handshake is complete.
+#[derive(Clone, Default)]
+pub(super) struct SessionSecret(Arc<OnceLock<[u8; SESSION_SECRET_LEN]>>);
+
+impl SessionSecret {
+    /// The exporter's label.
+    pub(super) const LABEL: &'static [u8] = b"EXPORTER-ginnel-resumption";
+
+    pub(super) fn set(&self, secret: [u8; SESSION_SECRET_LEN]) {
+        let _ = self.0.set(secret);
+    }
+
+    fn text(&self) -> Option<String> {
+        self.0.get().map(|secret| data_encoding::HEXLOWER.encode(secret))
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.get().is_some()
+    }
+}
+
+impl std::fmt::Debug for SessionSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionSecret(..)")
+    }
+}
+
+/// The session that a call resumes.
+struct ResumedSession {
+    /// The connector's fragment of its first call.
+    ufrag: String,
+    secret: SessionSecret,
+}
+
 /// Derives the connector's ICE password, which is needed before the connector knows its tag.
 pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> String {
     text(&mac(&secret.call_key(), b"connector password", &[ufrag]))
@@ -47,10 +83,11 @@ pub(super) struct CallAuth {
     connector: String,
     /// The listener's fragment; the connector learns it from the answer.
     listener: String,
-    /// The connector's fragment of the session that the call resumes.
-    resumed: Option<String>,
+    resumed: Option<ResumedSession>,
 }
 
+/// Length of a [`SessionSecret`] in bytes.
+pub(super) const SESSION_SECRET_LEN: usize = 32;
 /// The option of an offer that resumes a session.
 const RESUME: &str = "resume:";
 
@@ -69,24 +106,27 @@ impl CallAuth {
     }
 
     /// Makes the call resume the session whose first call had this connector's fragment.
-    pub(super) fn resuming(self, ufrag: &str) -> Self {
-        Self { resumed: Some(ufrag.to_owned()), ..self }
+    pub(super) fn resuming(self, ufrag: &str, secret: SessionSecret) -> Self {
+        Self { resumed: Some(ResumedSession { ufrag: ufrag.to_owned(), secret }), ..self }
     }
 
     /// Returns the connector's fragment of the session that the call resumes.
     pub(super) fn resumed(&self) -> Option<&str> {
-        self.resumed.as_deref()
+        self.resumed.as_ref().map(|session| session.ufrag.as_str())
     }
 
     /// Verifies the offer of `caller` to `callee`, whose fragment is `ufrag`, and puts the connector's ICE password into it. `None` if its
-    /// sender does not hold the ticket or made it for other tags.
+    /// sender does not hold the ticket, made it for other tags, or resumes a session that is not its own; `sessions` has their secrets.
     pub(super) fn of_listener(
         secret: &Secret,
         [caller, callee]: [&Tag; 2],
         offer: &mut IceDescription,
-        ufrag: &str,
+        (ufrag, sessions): (&str, impl Fn(&str) -> Option<SessionSecret>),
     ) -> Option<Self> {
-        let resumed = offer.opts.iter().find_map(|option| option.strip_prefix(RESUME)).map(str::to_owned);
+        let resumed = match resumed_fragment(offer) {
+            Some(ufrag) => Some(ResumedSession { ufrag: ufrag.to_owned(), secret: sessions(ufrag)? }),
+            None => None,
+        };
         let auth = Self {
             role: AgentRole::Listener,
             listener: ufrag.to_owned(),
@@ -109,7 +149,7 @@ impl CallAuth {
     /// Puts this side's MAC into its offer or answer, in the place of the ICE password.
     pub(super) fn sign(&self, ice: &mut IceDescription) {
         if self.role == AgentRole::Connector {
-            ice.opts.extend(self.resumed.iter().map(|ufrag| format!("{RESUME}{ufrag}")));
+            ice.opts.extend(self.resumed().map(|ufrag| format!("{RESUME}{ufrag}")));
         }
         ice.pwd = Some(match self.role {
             AgentRole::Connector => self.offer_mac(),
@@ -129,15 +169,27 @@ impl CallAuth {
     }
 
     fn offer_mac(&self) -> String {
-        let parts = [self.caller.as_str(), self.callee.as_str(), &self.connector];
-        let parts: Vec<&str> = parts.into_iter().chain(self.resumed.as_deref()).collect();
-        text(&mac(&self.key, b"offer", &parts))
+        self.mac_of_call(b"offer", &[&self.connector])
     }
 
     fn answer_mac(&self) -> String {
-        let (caller, callee) = (self.caller.as_str(), self.callee.as_str());
-        text(&mac(&self.key, b"answer", &[caller, callee, &self.connector, &self.listener]))
+        self.mac_of_call(b"answer", &[&self.connector, &self.listener])
     }
+
+    fn mac_of_call(&self, label: &[u8], fragments: &[&str]) -> String {
+        let session = self.resumed.as_ref();
+        let secret = session.and_then(|session| session.secret.text());
+        let mut parts = vec![self.caller.as_str(), self.callee.as_str()];
+        parts.extend(fragments);
+        parts.extend(session.map(|session| session.ufrag.as_str()));
+        parts.extend(secret.as_deref());
+        text(&mac(&self.key, label, &parts))
+    }
+}
+
+/// Returns the fragment of the session that an offer resumes.
+pub(super) fn resumed_fragment(offer: &IceDescription) -> Option<&str> {
+    offer.opts.iter().find_map(|option| option.strip_prefix(RESUME))
 }
 
 /// The last offers that a listener has received. Only holders of the ticket can fill it.
@@ -202,8 +254,19 @@ mod tests {
 
     fn listener(tags: [&str; 2], offer: &IceDescription, ufrag: &str) -> Option<(CallAuth, IceDescription)> {
         let ([caller, callee], mut offer) = (tags.map(tag), offer.clone());
-        let auth = CallAuth::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
+        let auth = CallAuth::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, (ufrag, session));
         auth.map(|auth| (auth, offer))
+    }
+
+    fn secret(byte: u8) -> SessionSecret {
+        let secret = SessionSecret::default();
+        secret.set([byte; SESSION_SECRET_LEN]);
+        secret
+    }
+
+    /// The listener has one session.
+    fn session(ufrag: &str) -> Option<SessionSecret> {
+        (ufrag == "first").then(|| secret(7))
     }
 
     fn description(auth: &CallAuth, ufrag: &str) -> IceDescription {
@@ -260,6 +323,30 @@ mod tests {
         assert!(first.verify_answer(&mut answer.clone()));
         let keys = [first.initial_key(), second.initial_key()].map(|key| hmac::sign(&key.0, b"cid"));
         assert_ne!(keys[0].as_ref(), keys[1].as_ref());
+    }
+
+    #[test]
+    fn a_session_is_resumed_only_by_the_peer_of_its_connection() {
+        let of = |ufrag, session| {
+            let mut auth = connector(1, ["c", "l"], "one").resuming(ufrag, session);
+            let offer = description(&auth, "one");
+            let answer = listener(["c", "l"], &offer, "two").map(|(callee, _)| description(&callee, "two"));
+            answer.map(|mut answer| auth.verify_answer(&mut answer))
+        };
+        assert_eq!(of("first", secret(7)), Some(true));
+        assert_eq!(of("first", secret(8)), None, "another holder of the ticket");
+        assert_eq!(of("first", SessionSecret::default()), None);
+        assert_eq!(of("other", secret(7)), None, "an unknown session");
+        // Nor can another holder answer in the listener's place.
+        let mut auth = connector(1, ["c", "l"], "one").resuming("first", secret(7));
+        let (mut callee, _) =
+            listener(["c", "l"], &description(&auth, "one"), "two").expect("the offer of the peer");
+        callee.resumed = Some(ResumedSession { ufrag: "first".into(), secret: secret(8) });
+        assert!(!auth.verify_answer(&mut description(&callee, "two")));
+        // Without the option it is the first call of a session.
+        let mut offer = description(&connector(1, ["c", "l"], "one").resuming("first", secret(7)), "one");
+        offer.opts.clear();
+        assert!(listener(["c", "l"], &offer, "two").is_none());
     }
 
     #[test]

@@ -113,6 +113,7 @@ impl Agent {
             secret: ticket.secret.clone(),
             tag: callee.clone(),
             ufrag: config.ufrag.clone(),
+            session: resources.endpoint.session(),
         });
         let request = CallRequest::Outgoing { tag: registered.tag, callee };
         let endpoint = resources.endpoint.clone();

@@ -1,7 +1,7 @@
 //! [`Listener`]: keeps the registration with the server and turns incoming calls into connections.
 
 use super::call::{self, CallRequest, CallResources};
-use super::call_auth::{CallAuth, ReplayCache};
+use super::call_auth::{CallAuth, ReplayCache, SessionSecret, resumed_fragment};
 use super::connect::{self, Agent};
 use super::connection::Connection;
 use super::engine::{EngineCommand, EngineConfig};
@@ -125,6 +125,13 @@ impl Listener {
     }
 }
 
+/// A session that its connector can resume.
+#[derive(Debug)]
+struct ResumableSession {
+    secret: SessionSecret,
+    calls: mpsc::Sender<Box<ResumedCall>>,
+}
+
 struct ListenerTask {
     ticket: Ticket,
     engine: EngineConfig,
@@ -138,7 +145,7 @@ struct ListenerTask {
     /// One permit for each call that may be negotiated beside the others.
     negotiations: Arc<Semaphore>,
     /// The sessions that can be resumed, by the connector's fragment of their first call.
-    sessions: HashMap<String, mpsc::Sender<Box<ResumedCall>>>,
+    sessions: HashMap<String, ResumableSession>,
     replay_cache: ReplayCache,
     accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
@@ -267,7 +274,7 @@ impl ListenerTask {
     /// Returns whether no call and no session needs the signalling any more.
     fn is_abandoned(&self) -> bool {
         self.calls.values().all(mpsc::Sender::is_closed)
-            && self.sessions.values().all(mpsc::Sender::is_closed)
+            && self.sessions.values().all(|session| session.calls.is_closed())
     }
 
     async fn handle_request(&mut self, request: Request) {
@@ -312,8 +319,7 @@ impl ListenerTask {
             return self.resume(session, (mid, token, offer), auth, (ufrag, events_rx)).await;
         }
         let (resumed, resumed_rx) = mpsc::channel(RESUMED_CALLS);
-        self.sessions.retain(|_, session| !session.is_closed());
-        self.sessions.insert(offer.ufrag.clone().unwrap_or_default(), resumed);
+        self.sessions.retain(|_, session| !session.calls.is_closed());
         let own_relay = connect::relay_credentials(&self.session.registered.ice_servers).is_some();
         let (policy, pwd) = (self.engine.policy, auth.listener_password());
         let config = SessionConfig { role: AgentRole::Listener, policy, ufrag, pwd, own_relay };
@@ -327,6 +333,8 @@ impl ListenerTask {
         if let Err(error) = resources.endpoint.set_server(&self.ticket.secret, &auth.initial_key()) {
             return drop(self.accepted.send(Err(error)).await);
         }
+        let session = ResumableSession { secret: resources.endpoint.session(), calls: resumed };
+        self.sessions.insert(offer.ufrag.clone().unwrap_or_default(), session);
         self.prepare_spare();
         let request = CallRequest::Incoming { mid, token, offer };
         let (secret, client) = (self.ticket.secret.clone(), self.session.client.clone());
@@ -363,7 +371,7 @@ impl ListenerTask {
             server: (self.session.name.clone(), self.session.address),
             relay: connect::relay_credentials(&self.session.registered.ice_servers),
         });
-        let refused = match self.sessions.get(&session).map(|session| session.try_send(call)) {
+        let refused = match self.sessions.get(&session).map(|session| session.calls.try_send(call)) {
             Some(Ok(())) => return,
             // The connector calls again.
             Some(Err(TrySendError::Full(_))) => ErrorCode::TooMany,
@@ -404,7 +412,13 @@ impl ListenerTask {
         ufrag: &str,
     ) -> Result<CallAuth, ErrorCode> {
         let tags = [caller, &self.session.registered.tag];
-        let auth = CallAuth::of_listener(&self.ticket.secret, tags, offer, ufrag);
+        let resumed = resumed_fragment(offer).and_then(|first| self.sessions.get(first));
+        if resumed.is_some_and(|session| !session.secret.is_set()) {
+            // Its handshake is not complete here; the connector calls again.
+            return Err(ErrorCode::TooMany);
+        }
+        let secret = |first: &str| self.sessions.get(first).map(|session| session.secret.clone());
+        let auth = CallAuth::of_listener(&self.ticket.secret, tags, offer, (ufrag, secret));
         let is_new = auth.as_ref().is_none_or(|auth| auth.resumed().is_none());
         if self.closing && is_new {
             return Err(ErrorCode::TooMany);
@@ -435,10 +449,10 @@ impl ListenerTask {
 /// Waits until the [`Listener`] was dropped and its last session has ended.
 async fn abandoned(
     accepted: &mpsc::Sender<Result<Connection, ConnectError>>,
-    sessions: &HashMap<String, mpsc::Sender<Box<ResumedCall>>>,
+    sessions: &HashMap<String, ResumableSession>,
 ) {
     accepted.closed().await;
     for session in sessions.values() {
-        session.closed().await;
+        session.calls.closed().await;
     }
 }

@@ -1,6 +1,6 @@
 //! The QUIC endpoint over a tunnel: transport parameters and the handshake with both keys pinned.
 
-use super::call_auth::InitialKey;
+use super::call_auth::{InitialKey, SESSION_SECRET_LEN, SessionSecret};
 use super::congestion::CongestionConfig;
 use super::error::ConnectError;
 use super::initial_keys::Keyed;
@@ -45,6 +45,7 @@ pub(super) struct QuicConnection {
 pub(super) struct QuicEndpoint {
     inner: Endpoint,
     tunnel: Arc<Tunnel>,
+    session: SessionSecret,
 }
 
 impl QuicEndpoint {
@@ -53,7 +54,13 @@ impl QuicEndpoint {
         config.grease_quic_bit(false);
         let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
         let inner = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime));
-        inner.map(|inner| Self { inner, tunnel }).map_err(|error| ConnectError::Setup(error.into()))
+        let inner = inner.map_err(|error| ConnectError::Setup(error.into()))?;
+        Ok(Self { inner, tunnel, session: SessionSecret::default() })
+    }
+
+    /// Returns the secret of the connection, which is set by the handshake.
+    pub(super) fn session(&self) -> SessionSecret {
+        self.session.clone()
     }
 
     /// Closes the connection at once.
@@ -92,6 +99,10 @@ impl QuicEndpoint {
                 accept(&self.inner).await?
             }
         };
+        let mut secret = [0; SESSION_SECRET_LEN];
+        if connection.export_keying_material(&mut secret, SessionSecret::LABEL, &[]).is_ok() {
+            self.session.set(secret);
+        }
         let recovery = StallRecovery::start(connection.clone(), self.tunnel);
         Ok(QuicConnection { endpoint: self.inner, connection, recovery })
     }

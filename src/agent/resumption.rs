@@ -4,7 +4,7 @@
 //! both sides restart ICE. The listener keeps its tag, so that only the connector can call.
 
 use super::call::CallRequest;
-use super::call_auth::{self, CallAuth};
+use super::call_auth::{self, CallAuth, SessionSecret};
 use super::config::ServerName;
 use super::connect;
 use super::engine::RelayCredentials;
@@ -47,6 +47,7 @@ pub(super) struct Callee {
     pub(super) tag: Tag,
     /// This side's fragment of the first call.
     pub(super) ufrag: String,
+    pub(super) session: SessionSecret,
 }
 
 /// The attempts of one side of a session.
@@ -127,6 +128,10 @@ impl Resumption {
         if let Self::Connector(this) = self
             && this.due.take_if(|due| *due <= now).is_some()
         {
+            if !this.callee.session.is_set() {
+                // There is no session before the handshake.
+                return self.schedule(now + RETRIES[0]);
+            }
             this.is_needed = false;
             this.pending = Some(tokio::spawn(this.callee.prepare(this.attempts)));
         }
@@ -175,14 +180,15 @@ impl Callee {
     ) -> impl Future<Output = Result<ResumedCall, RegistrationError>> + Send + use<> {
         let (mut servers, dialer, secret) = (self.servers.clone(), self.dialer.clone(), self.secret.clone());
         servers.rotate_left(attempts % self.servers.len().max(1));
-        let (callee, first) = (self.tag.clone(), self.ufrag.clone());
+        let (callee, first, secret_of_session) = (self.tag.clone(), self.ufrag.clone(), self.session.clone());
         let registration = RegistrationParams { key: self.key.clone(), secret: None, epoch: None };
         async move {
             let (session, events_rx) = servers::register(&dialer, servers, &registration).await?;
             let ufrag = connect::random_ufrag();
             let pwd = call_auth::connector_password(&secret, &ufrag);
             let tag = session.registered.tag;
-            let auth = CallAuth::of_connector(&secret, [&tag, &callee], &ufrag).resuming(&first);
+            let auth =
+                CallAuth::of_connector(&secret, [&tag, &callee], &ufrag).resuming(&first, secret_of_session);
             Ok(ResumedCall {
                 signaling: session.client,
                 events: events_rx,

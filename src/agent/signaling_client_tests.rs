@@ -257,7 +257,7 @@ async fn a_connector_rejects_an_answer_that_was_made_for_another_call() {
     let ticket = Ticket::new(server_name(address), "me", secret.0);
     let mut earlier = IceDescription { ufrag: Some("earlier".into()), ..IceDescription::default() };
     let tags = [&tag("caller"), &tag("me")];
-    CallAuth::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), "earlier")
+    CallAuth::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), ("earlier", |_: &str| None))
         .unwrap()
         .sign(&mut earlier);
     let scripted = async {
