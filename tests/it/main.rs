@@ -61,6 +61,7 @@ mod startup;
 mod store;
 mod test_server;
 mod tools;
+mod transfers;
 mod transports;
 mod turn_client;
 mod waiting;
