@@ -77,7 +77,7 @@ enum AgentCommand {
     /// Print a ticket, wait for one connection, and connect it to standard input and output
     Listen(Listen),
     /// Connect standard input and output to the agent that printed the ticket
-    Connect(Connect),
+    Connect(Box<Connect>),
     /// Publish a local TCP service at a gateway, under an id
     Share(gateway::ShareCommand),
     #[cfg(feature = "messaging-client")]
