@@ -199,14 +199,14 @@ mod tests {
 
     #[test]
     fn ports_of_one_block_are_sprayed_within_it() {
-        let table: [(&[u16], (u16, u16), (usize, u16)); 4] = [
-            (&[20_500, 20_900, 20_700], (20_480, 20_991), (32, 64)),
-            (&[20_500, 21_400, 20_700], (20_480, 21_503), (64, 64)),
-            (&[8_200, 12_000, 10_000], (8_192, 12_287), (128, 128)),
+        let table: [(&[u16], [u16; 2], usize, u16); 4] = [
+            (&[20_500, 20_900, 20_700], [20_480, 20_991], 32, 64),
+            (&[20_500, 21_400, 20_700], [20_480, 21_503], 64, 64),
+            (&[8_200, 12_000, 10_000], [8_192, 12_287], 128, 128),
             // Across a boundary of all sizes: around their middle.
-            (&[16_300, 16_500, 16_400], (16_144, 16_655), (32, 64)),
+            (&[16_300, 16_500, 16_400], [16_144, 16_655], 32, 64),
         ];
-        for (ports, (low, high), (sockets, probes)) in table {
+        for (ports, [low, high], sockets, probes) in table {
             let expected = PredictedPorts::Range { low, high, probes };
             let found = predict(ports).map(|found| (found.ports, found.sockets));
             assert_eq!(found, Some((expected, sockets)), "{ports:?}");
