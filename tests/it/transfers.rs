@@ -68,7 +68,7 @@ fn transfer_many(next: &AtomicUsize, runs: usize, failures: &Mutex<Vec<String>>)
         if run >= runs {
             return;
         }
-        let option = if run % 2 == 0 { "--no-relay" } else { "--relay-only" };
+        let option = if run.is_multiple_of(2) { "--no-relay" } else { "--relay-only" };
         if let Some(failure) = transfer(&server, [&hosts[run / 2 % 2], &hosts[1 - run / 2 % 2]], option) {
             tools::print(&format!("{run}, {option}: {failure}"));
             failures.lock().unwrap().push(failure);
