@@ -313,9 +313,12 @@ impl Listen {
         #[cfg(feature = "messaging-client")]
         let account = self.account.account(report)?;
         proxy_environment::report(report, &name.host, name.port);
+        // One for both: a signal between two would be lost.
+        let interrupt = interrupted();
+        tokio::pin!(interrupt);
         let mut listener = tokio::select! {
             listener = register(&agent, &server, report) => listener?,
-            () = interrupted() => return Ok(INTERRUPTED),
+            () = &mut interrupt => return Ok(INTERRUPTED),
         };
         #[cfg(feature = "messaging-client")]
         let ticket = listener.ticket().clone().with_account(account);
@@ -325,7 +328,7 @@ impl Listen {
         let connection = loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = interrupted() => {
+                () = &mut interrupt => {
                     drop(listener);
                     return Ok(close_politely().await);
                 }

@@ -10,10 +10,11 @@ use super::{CHEAP, Messaging};
 use crate::proc::{Proc, Stdout};
 
 const UP: Duration = Duration::from_secs(60);
-/// The exit codes of wrong arguments, of a peer that is offline, and of something that was refused.
+/// The exit codes of wrong arguments, of a peer that is offline, of something that was refused, and of a signal.
 const USAGE: i32 = 2;
 const OFFLINE: i32 = 3;
 const REFUSED: i32 = 4;
+const INTERRUPTED: i32 = 130;
 
 fn start_listener(messaging: &Messaging, home: &Home, options: &[&str]) -> (Proc, String) {
     let server = messaging.server.address.to_string();
@@ -26,9 +27,10 @@ fn start_listener(messaging: &Messaging, home: &Home, options: &[&str]) -> (Proc
 
 /// Returns the ticket of a listener that has gone away.
 fn ticket_of_the_past(messaging: &Messaging, home: &Home, options: &[&str]) -> String {
-    let (listener, ticket) = start_listener(messaging, home, options);
-    // It is killed.
-    drop(listener);
+    let (mut listener, ticket) = start_listener(messaging, home, options);
+    // At once: nothing is lost between the ticket and the wait for a call.
+    listener.terminate();
+    assert_eq!(listener.wait(UP).code(), Some(INTERRUPTED));
     ticket
 }
 
