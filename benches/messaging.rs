@@ -261,11 +261,10 @@ impl WebClient {
             }
             let mut data = vec![0; length.into()];
             self.stream.read_exact(&mut data).unwrap();
-            match header[0] {
-                0x81 => return serde_json::from_slice(&data).unwrap(),
-                0x89 => {}
-                other => panic!("frame {other:#x}: {}", String::from_utf8_lossy(&data)),
+            if header[0] == 0x81 {
+                return serde_json::from_slice(&data).unwrap();
             }
+            assert_eq!(header[0], 0x89, "{}", String::from_utf8_lossy(&data));
         }
     }
 
