@@ -178,7 +178,7 @@ impl TestServer {
     /// Kills a server on a host of the laboratory and starts it anew, with the same configuration and state.
     pub(crate) fn restart_on(&mut self, host: &Host) {
         self.kill();
-        let command = host.command(&tools::binary("ginnel"));
+        let command = host.command(tools::binary("ginnel"));
         self.process = serve(command, &self.folder.path().join("ginnel.toml"));
     }
 

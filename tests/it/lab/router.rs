@@ -375,7 +375,7 @@ impl Devices {
     /// Hands a packet to a host. A device that is down or full loses it, as an interface does.
     fn write(&mut self, host: NodeId, packet: &[u8]) {
         if let Some(Some(file)) = self.files.get_mut(host) {
-            file.write(packet).ok();
+            file.write_all(packet).ok();
         }
     }
 }
