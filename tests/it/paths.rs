@@ -279,8 +279,10 @@ pairs! {
         Behind(PortRestricted), Behind(PortRestricted) => Path::Inner;
     fn two_hosts_behind_one_symmetric_nat_connect_by_their_inner_addresses():
         Behind(Symmetric), Behind(Symmetric) => Path::Inner;
-    fn udp_blocked_and_port_restricted_connect_by_a_relay_over_tcp():
-        Behind(UdpBlocked), Behind(PortRestricted) => Path::RelayByTcp;
+    fn udp_blocked_and_symmetric_connect_by_a_relay_over_tcp():
+        Behind(UdpBlocked), Behind(Symmetric) => Path::RelayByTcp;
+    fn udp_blocked_and_port_restricted_connect_by_tcp_from_both_sides_at_once():
+        Behind(UdpBlocked), Behind(PortRestricted) => Path::Direct;
     fn open_and_udp_blocked_connect_directly_by_tcp(): Open, Behind(UdpBlocked) => Path::Direct;
 }
 
