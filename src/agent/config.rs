@@ -2,6 +2,7 @@
 
 use super::engine::IceImplementation;
 use super::path::PathPolicy;
+use super::protocol::Protocol;
 use super::servers::MAX_SERVERS;
 use crate::net::client_tls::Tls;
 use crate::net::dialer::Dialer;
@@ -121,6 +122,7 @@ pub struct Config {
     pub(super) dialer: Dialer,
     pub(super) port_mapping: bool,
     pub(super) spray: bool,
+    pub(super) protocol: Protocol,
 }
 
 impl Default for Config {
@@ -133,6 +135,7 @@ impl Default for Config {
             dialer: Dialer::default(),
             port_mapping: true,
             spray: true,
+            protocol: Protocol::default(),
         }
     }
 }
@@ -196,6 +199,13 @@ impl Config {
         self
     }
 
+    /// Sets the application protocol that both sides must speak; [`Protocol::PIPE`] by default.
+    #[must_use]
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
     /// Sets the certificates that are trusted where the server is reached by TLS; the system's by default.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
@@ -222,6 +232,7 @@ impl fmt::Debug for Config {
             .field("dialer", &self.dialer)
             .field("port_mapping", &self.port_mapping)
             .field("spray", &self.spray)
+            .field("protocol", &self.protocol)
             .finish()
     }
 }

@@ -40,6 +40,7 @@
 //! | `resumption` | how a session goes on after a loss of its path, addresses or server | tokio |
 //! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
+//! | `protocol` | the name of the application protocol | pure |
 //! | `publish` | a TCP service at a gateway | tokio |
 
 mod call;
@@ -69,6 +70,7 @@ mod path;
 mod peer_streams;
 mod pinned_tls;
 mod port_mapping;
+mod protocol;
 mod publish;
 mod quic;
 mod relay_client;
@@ -94,6 +96,7 @@ pub use engine::IceImplementation;
 pub use error::{ConnectError, ConnectionError, PathAttempts, Refusal, RegistrationError};
 pub use listener::Listener;
 pub use path::{PathInfo, PathKind, PathPolicy, PathTransport};
+pub use protocol::{Protocol, ProtocolNameError};
 pub(crate) use publish::{ServiceConnection, ServiceEvent, bridge, publish};
 #[cfg(all(feature = "cli", feature = "messaging-client"))]
 pub(crate) use ticket::TicketAccount;

@@ -140,6 +140,7 @@ const PURE: &[&str] = &[
     "src/agent/nat.rs",
     "src/agent/nat64.rs",
     "src/agent/path.rs",
+    "src/agent/protocol.rs",
     "src/agent/port_mapping/upnp_message.rs",
     "src/agent/relay_reason.rs",
     "src/agent/session.rs",
