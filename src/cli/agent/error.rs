@@ -15,6 +15,8 @@ pub(super) enum UsageError {
     NoServer,
     #[error("no ticket given")]
     NoTicket,
+    #[error("a ticket is given twice: as an argument and with --ticket-file")]
+    TwoTickets,
     #[error("this is not a valid ticket")]
     Ticket(#[from] TicketError),
     #[error("this is a gateway token, not a ticket")]
@@ -47,6 +49,7 @@ impl UsageError {
             Self::NoServer => {
                 "agent listen --server HOST[:PORT] [--key KEY]     HOST runs `ginnel serve`; `ginnel key` prints its key there"
             }
+            Self::TwoTickets => "leave out one of them",
             Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
             Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
             Self::TokenAsTicket => {

@@ -6,7 +6,7 @@ use super::pipe::{self, Directions, Input, Stop};
 use super::report::Reporter;
 use super::secrets::{KeySource, read_file};
 use super::terminal::interrupted;
-use super::{AgentOptions, BACKOFF, INTERRUPTED, OutputOptions, proxy_environment};
+use super::{BACKOFF, INTERRUPTED, OutputOptions, proxy_environment};
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
     ClientBuilder, ConnectError, Endpoint, GatewayToken, Key, Raw, ServerBuilder, Settings, Tls,
@@ -259,11 +259,10 @@ impl DialOptions {
         &self,
         report: &Reporter,
         environment_ticket: Option<&str>,
-        common: &AgentOptions,
+        (tls, directions): (&TlsOptions, Directions),
     ) -> Result<u8, CommandError> {
-        let directions = common.directions;
         let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::USAGE) };
-        let (tls, token) = (common.tls.tls()?, self.token(environment_ticket, report)?);
+        let (tls, token) = (tls.tls()?, self.token(environment_ticket, report)?);
         // A byte stream cannot continue over a new connection, and a blocked one delays no other.
         let settings = Settings { reconnect: None, receive_timeout: OUTPUT_TIMEOUT, ..Settings::default() };
         let client = ClientBuilder::new(gateway.trim()).tls(tls).settings(settings);

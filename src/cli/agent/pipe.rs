@@ -1,7 +1,10 @@
 //! Standard input and output over one stream of a connection; each direction ends on its own.
 
+use super::INTERRUPTED;
 use super::error::CommandError;
-use super::terminal::{close_stdout, is_stdout_null};
+use super::path_line;
+use super::report::Reporter;
+use super::terminal::{close_stdout, interrupted, is_stdout_null};
 use crate::agent::{Connection, ConnectionError, RecvStream};
 use clap::Args;
 use std::io::{self, IsTerminal};
@@ -83,7 +86,7 @@ pub(super) enum StreamOrigin {
 
 /// How a pipe ended.
 #[derive(Debug)]
-pub(super) enum Outcome {
+enum Outcome {
     /// Everything has arrived on both sides.
     Done {
         /// Bytes from standard input.
@@ -104,13 +107,27 @@ pub(super) enum Stop {
     Output(io::Error),
 }
 
-/// Copies until both directions have ended, or `interrupted` resolves: the first time informs the other side, the second ends at once.
+/// Connects standard input and output to a connection, and reports its paths; returns the exit code.
 pub(super) async fn run(
     connection: Connection,
-    stream: (StreamOrigin, Directions),
-    interrupted: impl AsyncFn(),
-    notice: impl Fn(),
-) -> Outcome {
+    origin: StreamOrigin,
+    directions: Directions,
+    report: &Reporter,
+) -> Result<u8, CommandError> {
+    let changes = connection.path_changes();
+    let copying = copy(connection, (origin, directions), || report.input_open());
+    match path_line::show_while(report, changes, copying).await {
+        Outcome::Done { sent, received } => {
+            report.closed(sent, received);
+            Ok(0)
+        }
+        Outcome::Failed(error) => Err(error),
+        Outcome::Interrupted => Ok(INTERRUPTED),
+    }
+}
+
+/// Copies until both directions have ended, or a signal arrives: the first informs the other side, the second ends at once.
+async fn copy(connection: Connection, stream: (StreamOrigin, Directions), notice: impl Fn()) -> Outcome {
     let piped = tokio::select! {
         piped = copy_both(&connection, stream, notice) => piped,
         () = interrupted() => {

@@ -7,6 +7,20 @@ pub(super) use other::{close_stdout, interrupted, is_stdout_null, prompt};
 #[cfg(unix)]
 pub(super) use unix::{close_stdout, interrupted, is_stdout_null, prompt};
 
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// Time limit for an interrupted call to inform the other side.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Lets an interrupted call inform the other side and deallocate its relayed address.
+pub(super) async fn close_politely() {
+    tokio::select! {
+        () = sleep(CLOSE_TIMEOUT) => {}
+        () = interrupted() => {}
+    }
+}
+
 /// The answer to a prompt.
 pub(super) enum PromptAnswer {
     /// A line without its end.

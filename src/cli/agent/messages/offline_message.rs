@@ -49,14 +49,14 @@ impl MessageOptions {
     /// Returns the message, if there is one, with everything that it needs: a connector learns before its call what is missing.
     pub(in crate::cli::agent) fn message(
         &self,
-        ticket: &Ticket,
+        ticket: Option<&Ticket>,
         report: &Reporter,
     ) -> Result<Option<OfflineMessage>, CommandError> {
         let Some(text) = self.message.clone() else { return Ok(None) };
         if text.is_empty() {
             return Err(MessagingError::Input { what: EMPTY, hint: USAGE }.into());
         }
-        let listener = ticket.account().ok_or(MessagingError::NoTicketAccount)?;
+        let listener = ticket.and_then(Ticket::account).ok_or(MessagingError::NoTicketAccount)?;
         let recipient = PartyName::user(&listener.user).map_err(|_| MessagingError::NoTicketAccount)?;
         let account = self.choice.account()?;
         if !account.server().authority().eq_ignore_ascii_case(&listener.server) {
