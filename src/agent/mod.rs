@@ -42,6 +42,7 @@
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
 //! | `protocol` | the name of the application protocol | pure |
 //! | `publish` | a TCP service at a gateway | tokio |
+//! | `diagnosis` | what `agent doctor` finds out | in part |
 
 mod call;
 mod call_auth;
@@ -52,6 +53,8 @@ mod connect;
 mod connection;
 mod control_streams;
 mod datagram_queue;
+#[cfg(feature = "cli")]
+pub(crate) mod diagnosis;
 mod engine;
 mod error;
 mod gateway_fallback;

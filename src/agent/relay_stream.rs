@@ -3,26 +3,27 @@
 //! A proxy in front of the server may pass only HTTP. Where the server answers nothing to TURN, the WebSocket of `docs/wire/turn-websocket.md` is
 //! used.
 
+use super::config::ServerName;
 use super::datagram_queue::DatagramQueue;
 use super::engine::EngineConfig;
 use super::tunnel::{EngineMessage, MessageSource, Tunnel};
-use crate::net::dialer::{ALPN_HTTP, DialError, DialTarget, DialedStream, Duplex};
+use crate::net::dialer::{ALPN_HTTP, DialError, DialTarget, DialedStream, Dialer, Duplex};
 use crate::turn_wire::{frame_len, parse_channel_data};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The application protocol of TURN (RFC 7443).
@@ -38,6 +39,53 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const READ_BUFFER: usize = 64 << 10;
 /// The longest message of the server: a STUN message.
 const MAX_MESSAGE: usize = 65_552;
+
+/// Where frames of TURN go by a byte stream.
+#[derive(Clone, Copy)]
+pub(super) struct StreamTarget<'a> {
+    pub(super) name: &'a ServerName,
+    /// Its address, if it is known.
+    pub(super) address: Option<SocketAddr>,
+    pub(super) dialer: &'a Dialer,
+    pub(super) tls: bool,
+}
+
+impl StreamTarget<'_> {
+    /// Opens a stream of frames.
+    pub(super) async fn dial_turn(&self) -> Result<DialedStream, DialError> {
+        self.dial(&[ALPN]).await
+    }
+
+    /// Opens a stream for a WebSocket.
+    pub(super) async fn dial_http(&self) -> Result<DialedStream, DialError> {
+        self.dial(&[ALPN_HTTP]).await
+    }
+
+    async fn dial(&self, alpn: &[&[u8]]) -> Result<DialedStream, DialError> {
+        let target = DialTarget {
+            host: &self.name.host,
+            port: self.name.port,
+            address: self.address,
+            tls: self.tls.then_some(alpn),
+            send_buffer: Some(SEND_BUFFER),
+            silence_limit: Some(SILENCE_LIMIT),
+        };
+        self.dialer.dial(target, CONNECT_TIMEOUT).await
+    }
+
+    /// Opens the WebSocket for frames.
+    pub(super) async fn upgrade(
+        &self,
+        stream: Box<dyn Duplex>,
+    ) -> tungstenite::Result<WebSocketStream<Box<dyn Duplex>>> {
+        let scheme = if self.tls { "wss" } else { "ws" };
+        let mut request = format!("{scheme}://{}/turn", self.name.authority()).into_client_request()?;
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+        Ok(client_async_with_config(request, stream, Some(config)).await?.0)
+    }
+}
 
 /// What one connection works with.
 struct Relaying<'a> {
@@ -70,19 +118,9 @@ pub(super) async fn run(
 }
 
 impl Relaying<'_> {
-    async fn dial(&self, alpn: &[&[u8]]) -> Result<(DialedStream, IpAddr), DialError> {
-        let name = &self.config.name;
-        let target = DialTarget {
-            host: &name.host,
-            port: name.port,
-            address: Some(self.config.server),
-            tls: name.tls.then_some(alpn),
-            send_buffer: Some(SEND_BUFFER),
-            silence_limit: Some(SILENCE_LIMIT),
-        };
-        let dialed = self.config.dialer.dial(target, CONNECT_TIMEOUT).await?;
-        let local = dialed.local.ok_or_else(|| DialError::Connect(io::ErrorKind::NotConnected.into()))?.ip();
-        Ok((dialed, local))
+    fn target(&self) -> StreamTarget<'_> {
+        let EngineConfig { name, server, dialer, .. } = self.config;
+        StreamTarget { name, address: Some(*server), dialer, tls: name.tls }
     }
 
     /// The allocation is requested now.
@@ -93,8 +131,9 @@ impl Relaying<'_> {
 
     /// TURN frames one after the other.
     async fn run_stream(&self) -> Ended {
-        let (dialed, local) = match self.dial(&[ALPN]).await {
-            Ok(connected) => connected,
+        let opened = self.target().dial_turn().await.and_then(with_local);
+        let (dialed, local) = match opened {
+            Ok(opened) => opened,
             // A server of HTTP may refuse the application protocol.
             Err(error @ DialError::Tls(_)) => return Ended::Unanswered(error.into()),
             Err(error) => return Ended::Broken(error.into()),
@@ -132,8 +171,9 @@ impl Relaying<'_> {
 
     /// One frame in each binary message.
     async fn run_websocket(&self) -> io::Result<()> {
-        let (dialed, local) = self.dial(&[ALPN_HTTP]).await?;
-        let socket = timeout(CONNECT_TIMEOUT, self.upgrade(dialed.stream)).await?;
+        let target = self.target();
+        let (dialed, local) = with_local(target.dial_http().await?)?;
+        let socket = timeout(CONNECT_TIMEOUT, target.upgrade(dialed.stream)).await?;
         let (mut sink, mut stream) = socket.map_err(io::Error::other)?.split();
         self.report_open(local);
         let write = async {
@@ -155,22 +195,16 @@ impl Relaying<'_> {
             result = read => result,
         }
     }
-
-    async fn upgrade(
-        &self,
-        stream: Box<dyn Duplex>,
-    ) -> tungstenite::Result<tokio_tungstenite::WebSocketStream<Box<dyn Duplex>>> {
-        let scheme = if self.config.name.tls { "wss" } else { "ws" };
-        let mut request =
-            format!("{scheme}://{}/turn", self.config.name.authority()).into_client_request()?;
-        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-        let config =
-            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
-        Ok(client_async_with_config(request, stream, Some(config)).await?.0)
-    }
 }
 
-fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
+/// Adds the local address.
+fn with_local(dialed: DialedStream) -> Result<(DialedStream, IpAddr), DialError> {
+    let local = dialed.local.ok_or_else(|| DialError::Connect(io::ErrorKind::NotConnected.into()))?.ip();
+    Ok((dialed, local))
+}
+
+/// Takes the next whole frame out of what was read.
+pub(super) fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
     let len = frame_len(buffer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(len.filter(|len| *len <= buffer.len()).map(|len| buffer.split_to(len).freeze()))
 }

@@ -39,5 +39,7 @@ mod simulation;
 mod wire;
 
 pub(super) use machine::{HardNat, HardNatConfig, HardNatOutput, ProbeSource, SprayStatus};
-use prediction::PredictedPorts;
+pub(super) use prediction::PredictedPorts;
+#[cfg(feature = "cli")]
+pub(super) use prediction::{Prediction, SAMPLES};
 pub(super) use wire::SprayMessage;

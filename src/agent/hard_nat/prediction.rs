@@ -5,7 +5,7 @@ use rand::seq::IndexedRandom;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Fresh sockets whose mappings are compared.
-pub(super) const SAMPLES: usize = 8;
+pub(in crate::agent) const SAMPLES: usize = 8;
 /// Fewest mappings that allow a conclusion.
 pub(super) const MIN_SAMPLES: usize = 3;
 /// The usual difference of two ports of a sequence, at most.
@@ -38,16 +38,20 @@ pub(in crate::agent) enum PredictedPorts {
 
 /// The next mappings, and how many sockets are to be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Prediction {
+pub(in crate::agent) struct Prediction {
     pub(super) ip: Ipv4Addr,
-    pub(super) ports: PredictedPorts,
+    pub(in crate::agent) ports: PredictedPorts,
     pub(super) sockets: usize,
 }
 
 impl Prediction {
+    /// The most ports that count as a block.
+    #[cfg(feature = "cli")]
+    pub(in crate::agent) const LARGEST_BLOCK: u32 = BLOCK.1;
+
     /// Draws conclusions from the mappings of sockets that were opened one after the other; `None` if there are too few, or the NAT uses
     /// several addresses.
-    pub(super) fn new(samples: &[SocketAddr]) -> Option<Self> {
+    pub(in crate::agent) fn new(samples: &[SocketAddr]) -> Option<Self> {
         let ip = samples.first()?.ip();
         let IpAddr::V4(ip) = ip else { return None };
         if samples.len() < MIN_SAMPLES || samples.iter().any(|sample| sample.ip() != ip) {

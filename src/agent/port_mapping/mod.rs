@@ -5,6 +5,8 @@
 //! deleted at the end. A router that does not answer is asked again when the network changes.
 
 mod pcp;
+#[cfg(feature = "cli")]
+mod probe;
 mod upnp;
 mod upnp_message;
 mod wire;
@@ -23,6 +25,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
 use upnp::UpnpRouter;
 
+#[cfg(feature = "cli")]
+pub(super) use probe::probe;
 pub(super) use wire::MappedProtocol;
 
 /// Lifetime that is requested. A mapping outlives a crash of this process by at most this time.

@@ -24,9 +24,18 @@ pub(super) struct PcpRouter {
 
 /// Asks the router which protocol it speaks; `None` if it does not answer.
 pub(super) async fn search(gateway: Gateway, local: IpAddr) -> Option<PcpRouter> {
-    let socket = connect(gateway, local).await?;
     let versions: &[Version] =
         if local.is_ipv4() { &[Version::Pcp, Version::NatPmp] } else { &[Version::Pcp] };
+    search_versions(gateway, local, versions).await
+}
+
+/// Asks the router whether it speaks one of these protocols.
+pub(super) async fn search_versions(
+    gateway: Gateway,
+    local: IpAddr,
+    versions: &[Version],
+) -> Option<PcpRouter> {
+    let socket = connect(gateway, local).await?;
     let requests: Vec<Vec<u8>> = versions.iter().map(|version| wire::hello(*version, local)).collect();
     let (version, _) = exchange(&socket, &requests, wire::parse_hello).await?;
     Some(PcpRouter { gateway, version })
@@ -69,6 +78,12 @@ async fn exchange<T>(
 }
 
 impl PcpRouter {
+    /// Returns the protocol that it speaks.
+    #[cfg(feature = "cli")]
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
     /// Adds or renews the mapping of a lease. Returns the external address and the lifetime.
     pub(super) async fn map(&self, lease: &mut Lease, lifetime: Duration) -> Option<(SocketAddr, Duration)> {
         let local = lease.wanted.internal.ip();

@@ -119,8 +119,13 @@ impl UpnpRouter {
 
     /// A router behind another NAT has an address that the internet does not reach: nothing is mapped then.
     async fn external_address(&self) -> Option<IpAddr> {
+        self.reported_address().await.filter(|address| candidate::is_global(*address))
+    }
+
+    /// Returns the external address that the router reports, whatever its scope.
+    pub(super) async fn reported_address(&self) -> Option<IpAddr> {
         let body = self.act(&Action::ExternalAddress).await.ok()?;
-        upnp_message::external_address(&body).filter(|address| candidate::is_global(*address))
+        upnp_message::external_address(&body)
     }
 
     /// Deletes the mapping of a lease.
