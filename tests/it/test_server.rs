@@ -124,12 +124,23 @@ impl TestServer {
 
     /// Starts a server on the addresses of a host of a routed internet, with TLS by `authority` on port 443.
     pub(crate) fn on_routed(host: &Host, addresses: &[IpAddr], authority: &Authority) -> Self {
+        Self::on_routed_with(host, addresses, authority, "")
+    }
+
+    /// The same with `rest` at the end: other sections of the configuration.
+    pub(crate) fn on_routed_with(
+        host: &Host,
+        addresses: &[IpAddr],
+        authority: &Authority,
+        rest: &str,
+    ) -> Self {
         let tls =
             format!("port = 443\ncertificate = {:?}\nkey = {:?}", authority.certificate(), authority.key());
         let public: Vec<_> = addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
         let top = format!("public = [{}]", public.join(", "));
-        let turn = "allow_peers = [\"203.0.113.0/24\", \"2001:db8::/32\"]";
-        Self::start((addresses, 3478), Lines { top: &top, turn }, &tls, |program| host.command(program))
+        let turn = format!("allow_peers = [\"203.0.113.0/24\", \"2001:db8::/32\"]\n{rest}");
+        let lines = Lines { top: &top, turn: &turn };
+        Self::start((addresses, 3478), lines, &tls, |program| host.command(program))
     }
 
     /// Starts a server on two addresses of a host of the laboratory, with NAT behaviour discovery.

@@ -11,6 +11,7 @@
 //! Everything that leaves 203.0.113.0/24 falls into a sink, silently, as packets to foreign private addresses do.
 
 mod nat;
+mod nat64;
 mod nat_table;
 mod packet;
 mod router;
@@ -30,6 +31,7 @@ use crate::proc::{Proc, Stdout};
 
 pub(crate) use nat::{Nat, NatKind};
 pub(crate) use nat_table::NatBehavior;
+pub(crate) use nat64::{NAT64_V6, start_nat64};
 pub(crate) use router::{RoutedHost, RoutedNat, RoutedNet};
 pub(crate) use topology::Link;
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::authority::Authority;
-use crate::lab::{Host, Link, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet};
+use crate::lab::{Host, Link, NAT64_V6, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet, start_nat64};
 use crate::port_mapping::{Daemon, start_daemon};
 use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
@@ -18,11 +18,6 @@ const SERVER_V4: &str = "203.0.113.10:3478";
 const DEAD: &str = "203.0.113.99:3478";
 const SERVER_V6: &str = "2001:db8::10";
 const PROXY: u8 = 11;
-const NAT64: u8 = 64;
-/// Its IPv6 address, where it also answers DNS.
-const NAT64_V6: &str = "2001:db8::64";
-/// Tayga takes the laboratory's addresses for private ones, which the well-known prefix must not have.
-const NAT64_PREFIX: &str = "2001:db8:64:ff9b::";
 /// One way: 50 ms to the server and back, 30 ms between the peers and back.
 const TO_SERVER: Duration = Duration::from_micros(17_500);
 const TO_PEER: Duration = Duration::from_micros(7_500);
@@ -222,49 +217,15 @@ impl Builder {
 
     fn ipv6_only(&mut self, octet: u8) -> Side {
         if self.others.len() == 1 {
-            self.start_nat64();
+            let nat64 = start_nat64(&self.net, self.link, self.authority.folder());
+            self.others.push(nat64.host);
+            self.processes.extend(nat64.processes);
         }
         let address = format!("2001:db8:6::{octet}");
         let (host, firewall) = self.net.ipv6_only(NatBehavior::FIREWALL, &address, self.link);
         self.nats.push(firewall);
         host.resolve_at(NAT64_V6);
         Side { server: format!("[{SERVER_V6}]:3478"), ..side(host) }
-    }
-
-    /// Starts a NAT64, stateful by the masquerade behind it, and the DNS that tells its prefix.
-    fn start_nat64(&mut self) {
-        let host = self.net.public(NAT64, self.link);
-        self.net.add_ipv6(&host, NAT64_V6);
-        let [own, v6, wide]: [IpAddr; 3] =
-            ["203.0.113.64", NAT64_V6, NAT64_PREFIX].map(|ip| ip.parse().unwrap());
-        self.net.set_prefixes(&host, vec![(own, 32), (v6, 128), (wide, 96)]);
-        let folder = self.authority.folder();
-        let config = folder.join("tayga.conf");
-        let text = format!(
-            "tun-device nat64\nipv4-addr 192.168.255.1\nipv6-addr 2001:db8:64::1\nprefix {NAT64_PREFIX}/96\n\
-             dynamic-pool 192.168.255.0/24\ndata-dir {}\n",
-            folder.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let config = config.to_str().unwrap();
-        host.run("tayga", &["--config", config, "--mktun"]);
-        let script = format!(
-            "
-            echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
-            ip link set nat64 up; ip addr add 192.168.255.254 dev nat64
-            ip route add 192.168.255.0/24 dev nat64; ip route add {NAT64_PREFIX}/96 dev nat64"
-        );
-        host.run("sh", &["-ec", &script]);
-        host.nft(
-            "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname eth0 ip saddr 192.168.255.0/24 masquerade; }; }",
-        );
-        let mut command = host.command("tayga");
-        command.args(["--config", config, "--nodetach"]);
-        self.processes.push(Proc::start("tayga", command, Stdout::Lines));
-        let dns = host.python("dns64.py", &[NAT64_V6, NAT64_PREFIX]);
-        dns.expect("start", UP, |line| (line == "ready").then_some(()));
-        self.processes.push(dns);
-        self.others.push(host);
     }
 
     fn proxied(&mut self, protocol: &str) -> [Side; 2] {
