@@ -1,6 +1,7 @@
 //! `agent`: its commands. What a command does is in the file of its name; whom it reaches is in [`reach`], who reaches it in [`offer`].
 
 mod connect;
+mod doctor;
 mod error;
 mod escape;
 mod gateway;
@@ -68,6 +69,8 @@ enum AgentCommand {
     Listen(listen::Listen),
     /// Connect standard input and output to the agent that printed the ticket
     Connect(Box<connect::Connect>),
+    /// Find out which paths this machine's network allows, and what would mend it
+    Doctor(Box<doctor::Doctor>),
     /// Publish a local TCP service at a gateway, under an id
     Share(gateway::ShareCommand),
     #[cfg(feature = "messaging-client")]
@@ -107,6 +110,7 @@ impl AgentCommand {
         let output = match &self {
             Self::Listen(listen) => listen.output(),
             Self::Connect(connect) => connect.output(),
+            Self::Doctor(doctor) => &doctor.output,
             Self::Share(share) => &share.output,
             #[cfg(feature = "messaging-client")]
             Self::Messages(command) => command.output(),
@@ -122,6 +126,7 @@ impl AgentCommand {
         let done = match self {
             Self::Listen(listen) => listen.run(&report).await,
             Self::Connect(connect) => connect.run(&report).await,
+            Self::Doctor(doctor) => doctor.run(&report).await,
             Self::Share(share) => share.run(report.clone()).await,
             #[cfg(feature = "messaging-client")]
             Self::Messages(command) => command.run(&report).await,

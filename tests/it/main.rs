@@ -23,6 +23,7 @@ mod classic_stun;
 mod client_to_client;
 mod connect_times;
 mod dependencies;
+mod doctor;
 mod examples;
 mod first_start;
 mod fuzz_corpora;

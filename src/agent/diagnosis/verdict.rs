@@ -103,14 +103,12 @@ impl Diagnosis {
 fn verdict(seen: &Observations, nat: Option<NatBehavior>) -> Verdict {
     let relay = seen.any_server(|server| server.relay_works());
     let udp = nat.is_some() || seen.any_server(|server| server.stun_works());
-    if seen.local.is_empty() {
-        return Verdict::Offline;
-    }
-    if seen.captive_portal().is_some() {
-        return Verdict::CaptivePortal;
-    }
-    if !seen.any_server(|server| server.is_reached()) {
-        return Verdict::NoServer;
+    if !seen.any_server(ServerObservations::is_reached) {
+        return match seen.captive_portal() {
+            Some(_) => Verdict::CaptivePortal,
+            None if seen.local.is_empty() => Verdict::Offline,
+            None => Verdict::NoServer,
+        };
     }
     if !seen.any_server(|server| server.signaling.works()) {
         let is_rejected = |server: &ServerObservations| {

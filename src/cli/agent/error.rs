@@ -13,6 +13,8 @@ use std::io;
 pub(super) enum UsageError {
     #[error("no server given")]
     NoServer,
+    #[error("no server given")]
+    NoServerToTest,
     #[error("no ticket given")]
     NoTicket,
     #[error("a ticket is given twice: as an argument and with --ticket-file")]
@@ -50,6 +52,7 @@ impl UsageError {
                 "agent listen --server HOST[:PORT] [--key KEY]     HOST runs `ginnel serve`; `ginnel key` prints its key there"
             }
             Self::TwoTickets => "leave out one of them",
+            Self::NoServerToTest => "agent doctor --server HOST[:PORT] [--key-file FILE]",
             Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
             Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
             Self::TokenAsTicket => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::authority::Authority;
 use crate::lab::{Host, Link, NAT64_V6, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet, start_nat64};
 use crate::port_mapping::{Daemon, start_daemon};
-use crate::proc::{Proc, Stdout};
+use crate::proc::Proc;
 use crate::test_server::TestServer;
 
 use super::cells::{Class, Setting};
