@@ -166,6 +166,86 @@ fn echo_client_gets_its_text_back_from_echo_server() {
     }
 }
 
+/// The ticket that the example prints.
+fn ticket_of(process: &Proc) -> String {
+    process.expect("ticket", UP, |line| line.starts_with("agent:").then(|| line.to_owned()))
+}
+
+#[test]
+fn chat_shows_the_lines_of_each_side_to_the_other() {
+    let test_server = TestServer::on_loopback("");
+    let mut command = example("chat");
+    command.arg("listen").arg(test_server.address.to_string()).arg(test_server.key());
+    let mut listener = Proc::start("chat listen", command, Stdout::Pipe);
+    let (mut listener_input, output) = listener.take_pipes();
+    let mut listener_lines = BufReader::new(output).lines().map(Result::unwrap);
+    let ticket = listener_lines.next().unwrap();
+    let mut command = example("chat");
+    command.args(["connect", &ticket]);
+    let mut connector = Proc::start("chat connect", command, Stdout::Pipe);
+    let (mut connector_input, output) = connector.take_pipes();
+    let mut connector_lines = BufReader::new(output).lines().map(Result::unwrap);
+    assert_eq!(listener_lines.next().unwrap(), "*** connected");
+    connector_input.write_all(b"hello\n").unwrap();
+    assert_eq!(listener_lines.next().unwrap(), "hello");
+    listener_input.write_all(b"\x1b[2J\n").unwrap();
+    assert_eq!(connector_lines.next().unwrap(), "\\u{1b}[2J");
+    drop((listener_input, connector_input));
+    listener.succeed(UP);
+    connector.succeed(UP);
+    assert!(connector.printed().contains("*** direct"), "{}", connector.printed());
+}
+
+#[test]
+fn port_forward_leads_a_local_port_to_a_service_of_the_other_side() {
+    let test_server = TestServer::on_loopback("");
+    let service = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = service.local_addr().unwrap().to_string();
+    let mut command = example("port_forward");
+    command.arg("share").arg(test_server.address.to_string()).arg(test_server.key()).arg(&target);
+    let sharing = Proc::start("port_forward share", command, Stdout::Lines);
+    let mut command = example("port_forward");
+    command.args(["forward", &ticket_of(&sharing), "127.0.0.1:0"]);
+    let forwarding = Proc::start("port_forward forward", command, Stdout::Lines);
+    let local = forwarding.expect("address", UP, listening);
+    let mut clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(local).unwrap()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.write_all(format!("request {number}").as_bytes()).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    for _ in &clients {
+        let (mut socket, _) = service.accept().unwrap();
+        let mut request = String::new();
+        socket.read_to_string(&mut request).unwrap();
+        socket.write_all(format!("answer to {request}").as_bytes()).unwrap();
+    }
+    for (number, mut client) in clients.into_iter().enumerate() {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, format!("answer to request {number}"));
+    }
+}
+
+#[test]
+fn send_file_sends_a_file_and_overwrites_none() {
+    let test_server = TestServer::on_loopback("");
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = from.path().join("some file.bin");
+    let contents: Vec<u8> = (0..3_000_000_u32).map(|index| (index % 251) as u8).collect();
+    std::fs::write(&file, &contents).unwrap();
+    for is_first in [true, false] {
+        let mut command = example("send_file");
+        command.arg("send").arg(test_server.address.to_string()).arg(test_server.key()).arg(&file);
+        let mut sender = Proc::start("send_file send", command, Stdout::Lines);
+        let mut command = example("send_file");
+        command.args(["receive", &ticket_of(&sender)]).arg(to.path());
+        let mut receiver = Proc::start("send_file receive", command, Stdout::Lines);
+        assert_eq!(receiver.wait(UP).success(), is_first, "{}", receiver.printed());
+        assert_eq!(sender.wait(UP).success(), is_first, "{}", sender.printed());
+        assert!(std::fs::read(to.path().join("some file.bin")).unwrap() == contents);
+    }
+}
+
 #[test]
 fn gateway_echo_client_gets_its_text_back_from_gateway_echo_server() {
     let test_server = TestServer::on_loopback("");
