@@ -2,9 +2,13 @@
 
 #[cfg(feature = "load")]
 use super::load;
+#[cfg(feature = "manual")]
+use super::manual;
 use super::{advice, credentials, key, serve};
 use crate::config::{Config, ConfigError};
 use anyhow::Context;
+#[cfg(feature = "manual")]
+use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 use std::io::{self, Write};
 use std::path::Path;
@@ -32,6 +36,10 @@ fn run(command: GinnelCommand) -> anyhow::Result<()> {
         GinnelCommand::Credentials(credentials) => credentials.run(),
         #[cfg(feature = "load")]
         GinnelCommand::Load(load) => load.run(),
+        #[cfg(feature = "manual")]
+        GinnelCommand::Completions(completions) => Ok(completions.run(Ginnel::command())?),
+        #[cfg(feature = "manual")]
+        GinnelCommand::Man(man) => Ok(man.run(Ginnel::command())?),
         GinnelCommand::Config { advanced } => {
             let reference = match advanced {
                 false => include_str!("../../docs/ginnel.example.toml"),
@@ -97,4 +105,10 @@ enum GinnelCommand {
         #[arg(long)]
         advanced: bool,
     },
+    #[cfg(feature = "manual")]
+    /// Print the completions of a shell
+    Completions(manual::CompletionsCommand),
+    #[cfg(feature = "manual")]
+    /// Write manual pages
+    Man(manual::ManCommand),
 }

@@ -12,6 +12,8 @@ mod ginnel;
 mod key;
 #[cfg(feature = "load")]
 mod load;
+#[cfg(feature = "manual")]
+mod manual;
 #[cfg(feature = "server")]
 mod serve;
 
