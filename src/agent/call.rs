@@ -65,7 +65,7 @@ impl CallResources {
     pub(super) fn start(config: EngineConfig) -> Result<Self, ConnectError> {
         let (server, probe) = (config.server, ServerProbe::new(&config));
         let (tunnel, messages) = Tunnel::new(Some(server));
-        let endpoint = QuicEndpoint::new(Arc::clone(&tunnel))?;
+        let endpoint = QuicEndpoint::new(Arc::clone(&tunnel))?.for_ping(config.is_ping);
         let (engine, events) = Engine::start(config, tunnel, messages);
         Ok(Self { endpoint, engine, events, server, probe, started: time::now().mono })
     }

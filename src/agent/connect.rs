@@ -9,6 +9,7 @@ use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback;
 use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
+use super::protocol::Protocol;
 use super::quic::{HANDSHAKE_TIMEOUT, QuicEndpoint};
 use super::resumption::{Callee, Resumption};
 use super::servers::{self, ServerStream};
@@ -133,6 +134,7 @@ impl Agent {
     /// Returns the configuration of an ICE engine that uses the server `name` at the address `server`.
     pub(super) fn engine_config(&self, name: &ServerName, server: SocketAddr) -> EngineConfig {
         EngineConfig {
+            is_ping: self.config.protocol == Protocol::PING,
             implementation: self.config.ice,
             policy: self.config.policy,
             server,

@@ -5,7 +5,7 @@ use super::control_streams::{self, ControlEvent, ControlStreams};
 use super::engine::EngineConfig;
 use super::error::ConnectionError;
 use super::path::{PathInfo, PathKind};
-use super::quic::QuicConnection;
+use super::quic::{self, QuicConnection};
 use super::stall_recovery::StallRecovery;
 use crate::net::dialer::{DialTarget, Dialer};
 use std::io;
@@ -153,6 +153,11 @@ impl Connection {
     pub(super) fn new(quic: QuicConnection, path: PathHandle) -> Self {
         let control = ControlStreams::start(quic.connection.clone(), path.control.clone());
         Self { inner: quic.connection, endpoint: quic.endpoint, control, path, _recovery: quic.recovery }
+    }
+
+    /// Returns whether the connector only pings.
+    pub(super) fn is_ping(&self) -> bool {
+        quic::is_ping(&self.inner)
     }
 
     /// Opens a stream.

@@ -53,6 +53,8 @@ impl std::fmt::Debug for RelayCredentials {
 /// The parameters of an engine.
 #[derive(Debug, Clone)]
 pub(super) struct EngineConfig {
+    /// The connector only pings.
+    pub(super) is_ping: bool,
     /// Which one.
     pub(super) implementation: IceImplementation,
     /// The paths that may be used.

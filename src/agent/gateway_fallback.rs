@@ -12,6 +12,7 @@ use super::engine::EngineConfig;
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
 use super::keys::{AgentRole, Secret};
 use super::path::{PathInfo, PathKind, PathTransport};
+use super::ping::{self, Describe};
 use super::quic::QuicEndpoint;
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
@@ -72,7 +73,7 @@ pub(super) async fn connect(
     let dialled = endpoint.dial(secret.gateway_id()).await;
     let connection = dialled.map_err(|error| ConnectError::Refused(Refusal::Stated(error.to_string())))?;
     let probe = ServerProbe::new(config);
-    let ends = PathEnds { local, remote: config.server, probe, started, reason };
+    let ends = PathEnds { local, remote: config.server, probe, started, reason, is_ping: config.is_ping };
     handshake(connection, Some(endpoint), (secret, AgentRole::Connector), ends).await
 }
 
@@ -104,6 +105,8 @@ fn unreachable(server: SocketAddr, source: impl StdError + Send + Sync + 'static
 pub(super) struct GatewayListener {
     pub(super) config: EngineConfig,
     pub(super) secret: Secret,
+    /// What a ping learns of this side's network.
+    pub(super) describe: Describe,
 }
 
 impl GatewayListener {
@@ -169,8 +172,9 @@ impl GatewayListener {
     ) {
         let (started, reason) = (time::now().mono, "the other side has no other path");
         let probe = ServerProbe::new(&self.config);
-        let ends = PathEnds { local, remote: self.config.server, probe, started, reason };
+        let ends = PathEnds { local, remote: self.config.server, probe, started, reason, is_ping: false };
         match handshake(connection, None, (&self.secret, AgentRole::Listener), ends).await {
+            Ok(connection) if connection.is_ping() => ping::respond(connection, self.describe).await,
             Ok(connection) => drop(accepted.send(Ok(connection)).await),
             // Anybody can dial: a failed handshake is not reported as a failed call.
             Err(error) => tracing::debug!(%error, "a handshake through the gateway failed"),
@@ -185,6 +189,7 @@ struct PathEnds {
     probe: ServerProbe,
     started: Instant,
     reason: &'static str,
+    is_ping: bool,
 }
 
 /// Completes the QUIC handshake over a virtual connection. `endpoint` is closed with the connection.
@@ -196,7 +201,7 @@ async fn handshake(
 ) -> Result<Connection, ConnectError> {
     let queue = Arc::new(DatagramQueue::default());
     let tunnel = Tunnel::with_queue(Arc::clone(&queue));
-    let quic = QuicEndpoint::new(Arc::clone(&tunnel))?;
+    let quic = QuicEndpoint::new(Arc::clone(&tunnel))?.for_ping(ends.is_ping);
     let (stop, stopped) = mpsc::channel(1);
     let (path, path_rx) = watch::channel(None);
     let (_, signaling_lost) = watch::channel(false);

@@ -9,6 +9,7 @@ use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback::GatewayListener;
 use super::keys::AgentRole;
 use super::path::PathPolicy;
+use super::ping::{self, Describe};
 use super::resumption::{ResumedCall, Resumption};
 use super::servers::{self, ServerSession};
 use super::session::SessionConfig;
@@ -68,10 +69,11 @@ impl Agent {
         let (session, events_rx) = registered.await?;
         registration.epoch = session.registered.epoch;
         let engine = self.engine_config(&session.name, session.address);
+        let describe = ping::describe(&self.config);
         let others = self.config.servers.iter().filter(|server| **server != session.name).cloned();
         let ticket = Ticket::new(session.name.clone(), session.registered.tag.to_string(), rand::random())
             .with_further_servers(others);
-        Ok(Listener::spawn(ticket, registration, engine, session, events_rx))
+        Ok(Listener::spawn(ticket, registration, (engine, describe), session, events_rx))
     }
 }
 
@@ -79,14 +81,17 @@ impl Listener {
     fn spawn(
         ticket: Ticket,
         registration: RegistrationParams,
-        engine: EngineConfig,
+        (engine, describe): (EngineConfig, Describe),
         session: ServerSession,
         events: mpsc::Receiver<ServerEvent>,
     ) -> Self {
         let (accepted, accepted_rx) = mpsc::channel(MAX_CALLS);
         if let Some(key) = registration.key.clone().filter(|_| engine.policy != PathPolicy::DirectOnly) {
             let (config, secret) = (engine.clone(), ticket.secret.clone());
-            tokio::spawn(GatewayListener { config, secret }.run(key, accepted.clone()));
+            tokio::spawn(
+                GatewayListener { config, secret, describe: Arc::clone(&describe) }
+                    .run(key, accepted.clone()),
+            );
         }
         let task = ListenerTask {
             ticket: ticket.clone(),
@@ -104,6 +109,7 @@ impl Listener {
             backoff: Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng()),
             network: NetworkChanges::start(),
             closing: false,
+            describe,
         };
         tokio::spawn(task.run(events));
         Self { ticket, accepted: accepted_rx }
@@ -152,6 +158,8 @@ struct ListenerTask {
     network: NetworkChanges,
     /// The [`Listener`] was dropped.
     closing: bool,
+    /// What a ping learns of this side's network.
+    describe: Describe,
 }
 
 impl ListenerTask {
@@ -339,6 +347,7 @@ impl ListenerTask {
         let request = CallRequest::Incoming { mid, token, offer };
         let (secret, client) = (self.ticket.secret.clone(), self.session.client.clone());
         let (endpoint, accepted) = (resources.endpoint.clone(), self.accepted.clone());
+        let describe = Arc::clone(&self.describe);
         let permit = Arc::clone(&self.negotiations).try_acquire_owned().ok();
         tokio::spawn(async move {
             let connected = async {
@@ -349,7 +358,10 @@ impl ListenerTask {
             };
             let connected = connected.await;
             drop(permit);
-            let _ = accepted.send(connected).await;
+            match connected {
+                Ok(connection) if connection.is_ping() => ping::respond(connection, describe).await,
+                connected => drop(accepted.send(connected).await),
+            }
         });
     }
 

@@ -41,6 +41,7 @@
 //! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
 //! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
 //! | `protocol` | the name of the application protocol | pure |
+//! | `ping` | what every listener answers beside its own protocol | tokio |
 //! | `publish` | a TCP service at a gateway | tokio |
 //! | `diagnosis` | what `agent doctor` finds out | in part |
 
@@ -71,6 +72,7 @@ mod nat64;
 mod outlet;
 mod path;
 mod peer_streams;
+pub(crate) mod ping;
 mod pinned_tls;
 mod port_mapping;
 mod protocol;

@@ -19,6 +19,8 @@ use tokio_rustls::rustls;
 
 /// The ALPN protocol of both sides.
 pub(super) const ALPN: &[u8] = b"ginnel/2";
+/// The ALPN protocol of a connector that only asks whether the listener answers ([`super::ping`]).
+pub(super) const PING_ALPN: &[u8] = b"ginnel-ping/1";
 /// The name in both certificates; nothing checks it.
 pub(super) const SERVER_NAME: &str = "ginnel";
 
@@ -59,8 +61,8 @@ impl TlsIdentity {
         })
     }
 
-    /// Returns the TLS settings of the connector.
-    pub(super) fn client_config(&self) -> Result<ClientConfig, TlsSetupError> {
+    /// Returns the TLS settings of the connector, with its ALPN protocol.
+    pub(super) fn client_config(&self, alpn: &[u8]) -> Result<ClientConfig, TlsSetupError> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -69,7 +71,7 @@ impl TlsIdentity {
                 vec![self.certificate.clone()],
                 PrivateKeyDer::Pkcs8(self.key.clone_key()),
             )?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![alpn.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)
     }
@@ -80,7 +82,7 @@ impl TlsIdentity {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::clone(&self.expected) as Arc<dyn ClientCertVerifier>)
             .with_single_cert(vec![self.certificate.clone()], PrivateKeyDer::Pkcs8(self.key.clone_key()))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![ALPN.to_vec(), PING_ALPN.to_vec()];
         config.send_tls13_tickets = 0;
         Ok(config)
     }
@@ -213,25 +215,25 @@ mod tests {
     #[test]
     fn two_holders_of_one_ticket_complete_the_handshake() {
         let (connector, listener) = (identity(1, AgentRole::Connector), identity(1, AgentRole::Listener));
-        handshake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap();
+        handshake(connector.client_config(ALPN).unwrap(), listener.server_config().unwrap()).unwrap();
     }
 
     #[test]
     fn a_wrong_secret_fails_on_either_side() {
         let (connector, listener) = (identity(1, AgentRole::Connector), identity(2, AgentRole::Listener));
-        handshake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
+        handshake(connector.client_config(ALPN).unwrap(), listener.server_config().unwrap()).unwrap_err();
         // A client that accepts any server is refused by the server.
         let mut lax = identity(1, AgentRole::Connector);
         lax.expected = Arc::clone(&identity(2, AgentRole::Connector).expected);
-        handshake(lax.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
+        handshake(lax.client_config(ALPN).unwrap(), listener.server_config().unwrap()).unwrap_err();
     }
 
     #[test]
     fn a_side_cannot_take_the_role_of_the_other() {
         let (a, b) = (identity(1, AgentRole::Connector), identity(1, AgentRole::Connector));
-        handshake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
+        handshake(a.client_config(ALPN).unwrap(), b.server_config().unwrap()).unwrap_err();
         let (a, b) = (identity(1, AgentRole::Listener), identity(1, AgentRole::Listener));
-        handshake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
+        handshake(a.client_config(ALPN).unwrap(), b.server_config().unwrap()).unwrap_err();
     }
 
     #[test]
@@ -249,7 +251,7 @@ mod tests {
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
         server.alpn_protocols = vec![ALPN.to_vec()];
         let error =
-            handshake(identity(1, AgentRole::Connector).client_config().unwrap(), server).unwrap_err();
+            handshake(identity(1, AgentRole::Connector).client_config(ALPN).unwrap(), server).unwrap_err();
         assert_eq!(error, rustls::Error::InvalidCertificate(CertificateError::BadSignature));
     }
 }

@@ -5,10 +5,10 @@ use super::congestion::CongestionConfig;
 use super::error::ConnectError;
 use super::initial_keys::Keyed;
 use super::keys::{AgentRole, Secret};
-use super::pinned_tls::{SERVER_NAME, TlsIdentity, TlsSetupError};
+use super::pinned_tls::{ALPN, PING_ALPN, SERVER_NAME, TlsIdentity, TlsSetupError};
 use super::stall_recovery::StallRecovery;
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
     VarInt,
@@ -46,6 +46,8 @@ pub(super) struct QuicEndpoint {
     inner: Endpoint,
     tunnel: Arc<Tunnel>,
     session: SessionSecret,
+    /// The ALPN protocol of a connector.
+    alpn: &'static [u8],
 }
 
 impl QuicEndpoint {
@@ -55,7 +57,12 @@ impl QuicEndpoint {
         let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
         let inner = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime));
         let inner = inner.map_err(|error| ConnectError::Setup(error.into()))?;
-        Ok(Self { inner, tunnel, session: SessionSecret::default() })
+        Ok(Self { inner, tunnel, session: SessionSecret::default(), alpn: ALPN })
+    }
+
+    /// Returns the endpoint of a connector that only pings.
+    pub(super) fn for_ping(self, is_ping: bool) -> Self {
+        Self { alpn: if is_ping { PING_ALPN } else { ALPN }, ..self }
     }
 
     /// Returns the secret of the connection, which is set by the handshake.
@@ -88,7 +95,7 @@ impl QuicEndpoint {
     ) -> Result<QuicConnection, ConnectError> {
         let connection = match role {
             AgentRole::Connector => {
-                let config = client_config(secret, initial, self.transport())
+                let config = client_config(secret, initial, (self.alpn, self.transport()))
                     .map_err(|error| ConnectError::Setup(error.into()))?;
                 let connecting = self.inner.connect_with(config, PEER, SERVER_NAME);
                 let connecting = connecting.map_err(|error| ConnectError::Setup(error.into()))?;
@@ -118,6 +125,12 @@ async fn accept(endpoint: &Endpoint) -> Result<quinn::Connection, ConnectError> 
             Err(error) => tracing::debug!(%error, "ignored an Initial packet that is not of this call"),
         }
     }
+}
+
+/// Returns whether the connector only pings.
+pub(super) fn is_ping(connection: &quinn::Connection) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.is_some_and(|data| data.protocol.as_deref() == Some(PING_ALPN))
 }
 
 fn handshake_error(error: quinn::ConnectionError) -> ConnectError {
@@ -151,10 +164,10 @@ fn server_config(
 fn client_config(
     secret: &Secret,
     initial: &InitialKey,
-    transport: TransportConfig,
+    (alpn, transport): (&[u8], TransportConfig),
 ) -> Result<ClientConfig, SetupError> {
     let identity = TlsIdentity::new(secret, AgentRole::Connector)?;
-    let crypto = QuicClientConfig::try_from(identity.client_config()?)?;
+    let crypto = QuicClientConfig::try_from(identity.client_config(alpn)?)?;
     let mut config = ClientConfig::new(Arc::new(Keyed::new(crypto, initial.clone())));
     config.transport_config(Arc::new(transport));
     Ok(config)

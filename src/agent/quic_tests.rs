@@ -74,6 +74,7 @@ fn side(
 fn config(implementation: IceImplementation, policy: PathPolicy, server: SocketAddr) -> EngineConfig {
     let name = ServerName { host: server.ip().to_string(), port: server.port(), tls: false };
     EngineConfig {
+        is_ping: false,
         implementation,
         policy,
         server,

@@ -138,7 +138,7 @@ impl Ticket {
     }
 
     /// Returns all servers at which the listener may be registered.
-    pub(super) fn servers(&self) -> Vec<ServerName> {
+    pub(crate) fn servers(&self) -> Vec<ServerName> {
         std::iter::once(&self.server).chain(&self.further).cloned().collect()
     }
 

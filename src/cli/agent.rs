@@ -13,6 +13,7 @@ mod messages;
 mod network;
 mod offer;
 mod path_line;
+mod ping;
 mod pipe;
 mod proxy_environment;
 mod reach;
@@ -20,6 +21,8 @@ mod report;
 mod secrets;
 mod terminal;
 
+#[cfg(feature = "manual")]
+use clap::CommandFactory;
 use clap::{Args, Parser, Subcommand};
 use error::{CommandError, UsageError};
 use report::Reporter;
@@ -71,11 +74,19 @@ enum AgentCommand {
     Connect(Box<connect::Connect>),
     /// Find out which paths this machine's network allows, and what would mend it
     Doctor(Box<doctor::Doctor>),
+    /// Show whether a peer answers, and by which path
+    Ping(Box<ping::Ping>),
     /// Publish a local TCP service at a gateway, under an id
     Share(gateway::ShareCommand),
     #[cfg(feature = "messaging-client")]
     #[command(flatten)]
     Messages(messages::MessagesCommand),
+    #[cfg(feature = "manual")]
+    /// Print the completions of a shell
+    Completions(super::manual::CompletionsCommand),
+    #[cfg(feature = "manual")]
+    /// Write manual pages
+    Man(super::manual::ManCommand),
     #[command(hide = true)]
     Serve(FormerServe),
 }
@@ -110,10 +121,15 @@ impl AgentCommand {
         let output = match &self {
             Self::Listen(listen) => listen.output(),
             Self::Connect(connect) => connect.output(),
-            Self::Doctor(doctor) => &doctor.output,
+            Self::Doctor(doctor) => doctor.output(),
+            Self::Ping(ping) => ping.output(),
             Self::Share(share) => &share.output,
             #[cfg(feature = "messaging-client")]
             Self::Messages(command) => command.output(),
+            #[cfg(feature = "manual")]
+            Self::Completions(completions) => return written(completions.run(AgentLine::command())),
+            #[cfg(feature = "manual")]
+            Self::Man(man) => return written(man.run(AgentLine::command())),
             Self::Serve(serve) => return serve.refuse(),
         };
         let report = Reporter::new(output.json);
@@ -127,9 +143,12 @@ impl AgentCommand {
             Self::Listen(listen) => listen.run(&report).await,
             Self::Connect(connect) => connect.run(&report).await,
             Self::Doctor(doctor) => doctor.run(&report).await,
+            Self::Ping(ping) => ping.run(&report).await,
             Self::Share(share) => share.run(report.clone()).await,
             #[cfg(feature = "messaging-client")]
             Self::Messages(command) => command.run(&report).await,
+            #[cfg(feature = "manual")]
+            Self::Completions(_) | Self::Man(_) => Ok(USAGE),
             Self::Serve(_) => Ok(USAGE),
         };
         match done {
@@ -141,6 +160,14 @@ impl AgentCommand {
             }
         }
     }
+}
+
+/// Returns the exit code of a command that only writes.
+#[cfg(feature = "manual")]
+fn written(result: io::Result<()>) -> u8 {
+    let Err(error) = result.map_err(CommandError::Output) else { return 0 };
+    Reporter::new(false).error(&error);
+    error.exit_code()
 }
 
 impl FormerServe {
@@ -156,6 +183,7 @@ impl FormerServe {
 mod tests {
     use super::*;
     use crate::agent::Protocol;
+    #[cfg(not(feature = "manual"))]
     use clap::CommandFactory;
 
     #[test]

@@ -20,8 +20,6 @@ mod lifetime_probe;
 mod nat_behavior;
 mod nat_probe;
 mod observations;
-#[cfg(test)]
-#[allow(dead_code)]
 mod pair;
 mod probes;
 mod remedies;
@@ -32,6 +30,7 @@ mod turn_probe;
 mod verdict;
 
 pub(super) use observations::{PortMappingObservations, PortMappingSupport};
-pub(crate) use probes::diagnose;
-pub(crate) use sections::{Section, sections};
+pub(crate) use pair::NetworkDescription;
+pub(crate) use probes::{describe, diagnose};
+pub(crate) use sections::{PairObservations, Section, pair_section, sections};
 pub(crate) use verdict::Diagnosis;

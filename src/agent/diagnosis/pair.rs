@@ -89,7 +89,7 @@ impl NetworkDescription {
     }
 
     /// Returns it in words.
-    pub(crate) fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         let extras =
             [(self.has_ipv6, "IPv6"), (self.has_mapped_port, "mapped port"), (self.has_relay, "relay")];
         let extras = extras.into_iter().filter(|(has, _)| *has).map(|(_, name)| name);
@@ -99,7 +99,7 @@ impl NetworkDescription {
 
 /// How the path of a pair comes about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PairPrediction {
+pub(super) enum PairPrediction {
     DirectIpv6,
     DirectMappedPort,
     DirectSameNetwork,
@@ -116,12 +116,12 @@ pub(crate) enum PairPrediction {
 
 impl PairPrediction {
     /// Returns whether the path is direct.
-    pub(crate) fn is_direct(self) -> bool {
+    pub(super) fn is_direct(self) -> bool {
         !matches!(self, Self::RelayedUdpBlocked | Self::RelayedBothHard | Self::NoRelay)
     }
 
     /// Returns its name in JSON.
-    pub(crate) fn code(self) -> &'static str {
+    pub(super) fn code(self) -> &'static str {
         match self {
             Self::DirectIpv6 => "ipv6",
             Self::DirectMappedPort => "mapped_port",
@@ -138,7 +138,7 @@ impl PairPrediction {
     }
 
     /// Returns it in words.
-    pub(crate) fn words(self) -> &'static str {
+    pub(super) fn words(self) -> &'static str {
         match self {
             Self::DirectIpv6 => "direct by IPv6",
             Self::DirectMappedPort => "direct by a port that a router maps",
@@ -160,7 +160,7 @@ impl PairPrediction {
 }
 
 /// Predicts the path of a pair.
-pub(crate) fn predict(a: &NetworkDescription, b: &NetworkDescription) -> PairPrediction {
+pub(super) fn predict(a: &NetworkDescription, b: &NetworkDescription) -> PairPrediction {
     use NetworkClass::{Firewall, Open, PortRestricted, Sequential, UdpBlocked};
     let is_either = |class| a.class == class || b.class == class;
     let relayed = |prediction| if a.has_relay || b.has_relay { prediction } else { PairPrediction::NoRelay };

@@ -3,7 +3,9 @@
 use super::lifetime_probe;
 use super::nat_probe;
 use super::observations::{Observations, PortMappingObservations};
+use super::pair::NetworkDescription;
 use super::server_probe::{self, ProbeContext};
+use super::verdict::Diagnosis;
 use crate::agent::config::Config;
 use crate::agent::nat64::{Nat64Prefix, WELL_KNOWN_NAME};
 use crate::agent::port_mapping;
@@ -54,6 +56,13 @@ pub(crate) async fn diagnose(config: &Config, lifetime: Option<Duration>) -> Obs
         _ => None,
     };
     Observations { local, nat64, nat, port_mapping, servers, mapping_lifetime }
+}
+
+/// Returns a description of this host's network, as a peer reads it.
+pub(crate) async fn describe(config: &Config) -> String {
+    let seen = diagnose(config, None).await;
+    let description = NetworkDescription::new(&seen, &Diagnosis::new(&seen));
+    serde_json::to_string(&description).unwrap_or_default()
 }
 
 /// The addresses of this host that are of use beyond its links.

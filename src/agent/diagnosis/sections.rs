@@ -2,8 +2,10 @@
 
 use super::nat_behavior::{NatBehavior, PortChoice};
 use super::observations::{Observations, Outcome, PortMappingSupport, ServerObservations};
+use super::pair::{NetworkDescription, PairPrediction, predict};
 use super::remedies;
 use super::verdict::{Diagnosis, Verdict};
+use crate::agent::{PathInfo, PathKind};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::Duration;
@@ -278,6 +280,53 @@ fn server(found: &ServerObservations, verdict: Verdict) -> Section {
         };
         section.fact(key, outcome_value(outcome), text);
     }
+    section
+}
+
+/// What is known about the path to a peer.
+#[derive(Debug)]
+pub(crate) struct PairObservations<'a> {
+    pub(crate) own: &'a NetworkDescription,
+    /// `None` if it describes none.
+    pub(crate) peer: Option<&'a NetworkDescription>,
+    /// The path in use at the end.
+    pub(crate) path: Option<&'a PathInfo>,
+}
+
+/// Returns the section about a peer: its network, the path that both can expect, and the one in use.
+pub(crate) fn pair_section(pair: &PairObservations<'_>) -> Section {
+    let prediction = pair.peer.map(|peer| predict(pair.own, peer));
+    let is_direct = pair.path.map(|path| path.kind == PathKind::Direct);
+    let remedy = match (prediction, is_direct) {
+        (Some(PairPrediction::RelayedBothHard), _) => {
+            Some("IPv6, UPnP or PCP on either side makes the path direct".to_owned())
+        }
+        (Some(PairPrediction::RelayedUdpBlocked), _) => {
+            Some("let UDP pass on the side where it is blocked".to_owned())
+        }
+        (Some(PairPrediction::NoRelay), _) => {
+            Some("--key-file FILE on one side gives both a relay".to_owned())
+        }
+        (Some(expected), Some(false)) if expected.is_direct() => {
+            Some("`agent ping` shows whether the path becomes direct later".to_owned())
+        }
+        _ => None,
+    };
+    let mut section = Section::new("Pair", "pair", remedy);
+    match pair.peer {
+        Some(peer) => section.fact("peer_network", peer.words(), format!("there: {}", peer.words())),
+        None => section.fact("peer_network", Value::Null, "the other side does not describe its network"),
+    }
+    section.fact("own_network", pair.own.words(), format!("here: {}", pair.own.words()));
+    if let Some(prediction) = prediction {
+        section.fact("expected", prediction.words(), format!("expected {}", prediction.words()));
+        section.fact("expected_code", prediction.code(), "");
+    }
+    match pair.path {
+        Some(path) => section.fact("actual", path.to_string(), format!("now {path}")),
+        None => section.fact("actual", Value::Null, "no path yet"),
+    }
+    section.fact("actual_kind", pair.path.map(|path| path.kind.to_string()), "");
     section
 }
 

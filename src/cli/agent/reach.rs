@@ -17,7 +17,7 @@ use super::proxy_environment;
 use super::report::Reporter;
 use super::secrets::{prompt_for, read_file};
 use super::terminal::{close_politely, interrupted};
-use crate::agent::{Agent, Connection, Protocol, Ticket};
+use crate::agent::{Agent, Connection, Protocol, ServerName, Ticket};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -49,6 +49,15 @@ impl Target {
     pub(super) fn ticket(&self) -> Option<&Ticket> {
         match self {
             Self::Ticket(ticket) => Some(ticket),
+        }
+    }
+}
+
+impl Target {
+    /// Returns the servers at which the peer may be.
+    pub(super) fn servers(&self) -> Vec<ServerName> {
+        match self {
+            Self::Ticket(ticket) => ticket.servers(),
         }
     }
 }
