@@ -187,7 +187,7 @@ fn nat(seen: &Observations, diagnosis: &Diagnosis) -> Section {
     section.fact("filtering", nat.filtering.map(|filtering| filtering.as_str()), "");
     if let Some(choice) = nat.port_choice {
         let (value, text) = match choice {
-            PortChoice::Sequential => (json!("sequential"), "ports one after the other".to_owned()),
+            PortChoice::Sequential => (json!("sequential"), "ports sequential".to_owned()),
             PortChoice::Block(size) => {
                 (json!(format!("block of {size}")), format!("ports in a block of {size}"))
             }
