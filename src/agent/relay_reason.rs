@@ -43,7 +43,7 @@ pub(super) enum RelayReason {
     /// The direct path was lost.
     DirectLost,
     /// Both NATs have endpoint-dependent mapping (RFC 4787).
-    BothNatsHard,
+    BothNatsHard(Option<SprayStatus>),
     /// The direct checks are running.
     Checking,
     /// This side's NAT has endpoint-dependent mapping, and the other one filters by port.
@@ -62,11 +62,12 @@ pub(super) fn relay_reason(observed: &Observations) -> Option<RelayReason> {
         (observed.own_nat == Some(NatType::Blocked), RelayReason::OwnUdpBlocked),
         (observed.their_nat == Some(NatType::Blocked), RelayReason::TheirUdpBlocked),
         (observed.lost_direct, RelayReason::DirectLost),
+        (observed.spray == Some(SprayStatus::Running), RelayReason::Checking),
         (
             observed.own_nat == Some(NatType::Hard) && observed.their_nat == Some(NatType::Hard),
-            RelayReason::BothNatsHard,
+            RelayReason::BothNatsHard(observed.spray),
         ),
-        (!observed.direct_trial_over || observed.spray == Some(SprayStatus::Running), RelayReason::Checking),
+        (!observed.direct_trial_over, RelayReason::Checking),
         (observed.own_nat == Some(NatType::Hard), RelayReason::OwnNatHard(observed.spray)),
         (observed.their_nat == Some(NatType::Hard), RelayReason::TheirNatHard(observed.spray)),
     ];
@@ -86,14 +87,14 @@ impl fmt::Display for RelayReason {
             Self::OwnUdpBlocked => ("UDP is blocked here", None),
             Self::TheirUdpBlocked => ("UDP is blocked on the other side", None),
             Self::DirectLost => ("the direct path stopped answering", None),
-            Self::BothNatsHard => ("both NATs change ports", None),
+            Self::BothNatsHard(spray) => ("both NATs change ports", *spray),
             Self::Checking => ("direct path still being tried", None),
             Self::NoAnswer => ("direct checks got no answer", None),
         };
         f.write_str(text)?;
         f.write_str(match spray {
             None | Some(SprayStatus::Running) => "",
-            Some(SprayStatus::Failed) => "; its next ports were predicted or sprayed without success",
+            Some(SprayStatus::Failed) => "; the next ports were predicted or sprayed without success",
             Some(SprayStatus::Off) => "; --no-spray",
             Some(SprayStatus::OffThere) => "; --no-spray on the other side",
             Some(SprayStatus::Vetoed) => "; a server forbids the spray",
@@ -141,7 +142,15 @@ mod tests {
             ),
             (
                 Observations { spray: Some(SprayStatus::Failed), ..observed(Some(Hard), Some(Easy), true) },
-                "this NAT changes ports and theirs filters by port; its next ports were predicted or sprayed without success",
+                "this NAT changes ports and theirs filters by port; the next ports were predicted or sprayed without success",
+            ),
+            (
+                Observations { spray: Some(SprayStatus::Running), ..observed(Some(Hard), Some(Hard), true) },
+                "direct path still being tried",
+            ),
+            (
+                Observations { spray: Some(SprayStatus::Failed), ..observed(Some(Hard), Some(Hard), true) },
+                "both NATs change ports; the next ports were predicted or sprayed without success",
             ),
             (
                 Observations { spray: Some(SprayStatus::Off), ..observed(Some(Hard), Some(Easy), true) },

@@ -18,8 +18,12 @@ pub(in crate::agent) const MAX_TIME: Duration = Duration::from_secs(15);
 pub(super) const USER_WAITS: Duration = Duration::from_secs(30);
 /// Later, this much must have been relayed.
 pub(super) const MIN_RELAYED: u64 = 1 << 20;
-/// The same pair of hosts is not sprayed again for this long.
+/// The same pair of hosts is not sprayed again for this long after a failure.
 pub(super) const SPRAY_PAUSE: Duration = Duration::from_secs(3600);
+/// The same after a success: a NAT that was restarted is crossed again.
+pub(super) const PAUSE_AFTER_SUCCESS: Duration = Duration::from_secs(10);
+/// Sprays for the same pair in [`SPRAY_PAUSE`], all but the last of them with success.
+const MAX_SPRAYS: usize = 4;
 /// Predictions, of a few packets each, for the same pair in that time.
 const MAX_PREDICTIONS: usize = 8;
 /// Attempts that are remembered.
@@ -34,6 +38,7 @@ struct Attempt {
     pair: [IpAddr; 2],
     at: Instant,
     is_prediction: bool,
+    has_succeeded: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +57,7 @@ pub(in crate::agent) struct SprayRecord {
 /// The right to take part in an attempt.
 pub(in crate::agent) struct SprayPermit {
     record: SprayRecord,
+    has_entered: bool,
     _host: HostLock,
 }
 
@@ -74,22 +80,34 @@ impl SprayRecord {
         }
         let host = (self.lock_host)()?;
         record.is_busy = true;
-        Some(SprayPermit { record: self.clone(), _host: host })
+        Some(SprayPermit { record: self.clone(), has_entered: false, _host: host })
     }
 }
 
 impl SprayPermit {
-    /// Enters an attempt; `false` if the same pair had too many.
-    pub(super) fn enter(&self, now: Instant, pair: [IpAddr; 2], is_prediction: bool) -> bool {
+    /// Enters an attempt; `false` if the same pair had too many, or a spray without success.
+    pub(super) fn enter(&mut self, now: Instant, pair: [IpAddr; 2], is_prediction: bool) -> bool {
         let mut record = self.record.lock();
         record.history.retain(|attempt| now < attempt.at + SPRAY_PAUSE);
         let same = |attempt: &&Attempt| attempt.pair == pair && attempt.is_prediction == is_prediction;
-        let most = if is_prediction { MAX_PREDICTIONS } else { 1 };
-        if record.history.iter().filter(same).count() >= most || record.history.len() >= MAX_HISTORY {
+        let has_failed = record.history.iter().filter(same).any(|attempt| !attempt.has_succeeded);
+        let most = if is_prediction { MAX_PREDICTIONS } else { MAX_SPRAYS };
+        let is_full =
+            record.history.iter().filter(same).count() >= most || record.history.len() >= MAX_HISTORY;
+        if is_full || (has_failed && !is_prediction) {
             return false;
         }
-        record.history.push_back(Attempt { pair, at: now, is_prediction });
+        record.history.push_back(Attempt { pair, at: now, is_prediction, has_succeeded: false });
+        self.has_entered = true;
         true
+    }
+
+    /// Notes that the attempt has led to a direct path.
+    pub(super) fn succeed(&self) {
+        // Attempts exclude each other: the last one is that of this permit.
+        if let Some(attempt) = self.record.lock().history.back_mut().filter(|_| self.has_entered) {
+            attempt.has_succeeded = true;
+        }
     }
 }
 
@@ -154,7 +172,7 @@ mod tests {
     #[test]
     fn a_pair_is_sprayed_once_an_hour_and_predicted_a_few_times() {
         let (record, start) = (SprayRecord::new(unlocked), mono());
-        let permit = record.acquire().unwrap();
+        let mut permit = record.acquire().unwrap();
         let other = [PAIR[0], "192.0.2.1".parse().unwrap()];
         assert!(permit.enter(start, PAIR, false) && permit.enter(start, other, false));
         assert!(!permit.enter(start + SPRAY_PAUSE - PACE, PAIR, false));
@@ -164,9 +182,26 @@ mod tests {
     }
 
     #[test]
+    fn after_a_success_a_pair_is_sprayed_again_but_not_without_end() {
+        let (record, start) = (SprayRecord::new(unlocked), mono());
+        record.acquire().unwrap().succeed();
+        for _ in 0..MAX_SPRAYS {
+            let mut permit = record.acquire().unwrap();
+            assert!(permit.enter(start, PAIR, false));
+            permit.succeed();
+        }
+        assert!(!record.acquire().unwrap().enter(start, PAIR, false), "too many");
+        let later = start + SPRAY_PAUSE;
+        assert!(record.acquire().unwrap().enter(later, PAIR, false));
+        let mut permit = record.acquire().unwrap();
+        permit.succeed();
+        assert!(!permit.enter(later, PAIR, false), "it has succeeded without having been entered");
+    }
+
+    #[test]
     fn the_record_is_bounded() {
         let (record, start) = (SprayRecord::new(unlocked), mono());
-        let permit = record.acquire().unwrap();
+        let mut permit = record.acquire().unwrap();
         let pair = |number: u32| [PAIR[0], IpAddr::V4(std::net::Ipv4Addr::from_bits(number))];
         assert_eq!((0..1000).filter(|number| permit.enter(start, pair(*number), false)).count(), MAX_HISTORY);
         assert!(permit.enter(start + SPRAY_PAUSE, pair(7), false));

@@ -1,12 +1,18 @@
 //! [`HardNat`]: the state machine of both sides.
 
-use super::limits::{MAX_PACKETS, MAX_TIME, MIN_RELAYED, SPRAY_PAUSE, SprayPermit, SprayRecord, USER_WAITS};
+mod both_hard;
+
+use super::limits::{
+    MAX_PACKETS, MAX_TIME, MIN_RELAYED, PAUSE_AFTER_SUCCESS, SPRAY_PAUSE, SprayPermit, SprayRecord,
+    USER_WAITS,
+};
+use super::mutual::{Mutual, MutualOutput};
 use super::opening::{Opening, OpeningOutput};
 use super::prediction::{MIN_SAMPLES, Prediction, SAMPLES};
 use super::probing::Probing;
+use super::sampling::Sampling;
 use super::wire::{MessageBody, SprayMessage, SprayRefusal};
 use crate::agent::candidate::{self, CandidatePath};
-use crate::agent::nat;
 use crate::ice::{Candidate, CandidateKind, CandidateTransport};
 use crate::signaling::wire::NatType;
 use rand::{Rng, SeedableRng};
@@ -29,11 +35,10 @@ const REPEATS: [Duration; 5] = [
 const ANNOUNCEMENTS: usize = 3;
 /// The wait before the next attempt, if a host takes part in another one.
 const BUSY_WAIT: Duration = Duration::from_secs(2);
-/// Waits after the requests to the server, and when those that were answered must do.
-const ASK_INTERVAL: Duration = Duration::from_millis(150);
-const ASK_TIME: Duration = Duration::from_millis(900);
 /// Rounds of an attempt.
 const MAX_ROUNDS: u8 = 3;
+/// Attempts whose id is remembered.
+const MAX_ENDED: usize = 64;
 
 /// The parameters of a [`HardNat`].
 #[derive(Debug, Clone)]
@@ -113,12 +118,10 @@ enum State {
         sent: usize,
         next: Instant,
     },
-    /// The hard side waits for its mappings: transaction ids and answers by socket.
+    /// The hard side waits for its mappings.
     Sampling {
         attempt: Attempt,
-        asked: Vec<([u8; 12], Option<SocketAddr>)>,
-        next: Instant,
-        end: Instant,
+        sampling: Sampling,
     },
     /// The hard side opens its NAT.
     Opening {
@@ -130,6 +133,15 @@ enum State {
         id: u32,
         permit: SprayPermit,
         probing: Option<Probing>,
+        end: Instant,
+    },
+    /// Both sides are hard, and predict.
+    Mutual {
+        id: u32,
+        permit: SprayPermit,
+        mutual: Box<Mutual>,
+        /// Where the packets go, once there are any.
+        target: Option<Ipv4Addr>,
         end: Instant,
     },
     /// A hard side that takes no part says so.
@@ -154,6 +166,8 @@ pub(in crate::agent) struct HardNat {
     /// No attempt begins before.
     not_before: Option<Instant>,
     state: State,
+    /// Ids of the latest attempts: a relay may repeat what it has forwarded.
+    ended: VecDeque<u32>,
     rng: ChaCha20Rng,
     outputs: VecDeque<HardNatOutput>,
 }
@@ -169,6 +183,7 @@ impl HardNat {
             relayed: 0,
             not_before: None,
             state: State::Idle,
+            ended: VecDeque::new(),
             rng: ChaCha20Rng::from_seed(config.seed),
             outputs: VecDeque::new(),
             config,
@@ -187,10 +202,10 @@ impl HardNat {
         }
     }
 
-    /// Handles that the server forbids prediction and spray.
-    pub(in crate::agent) fn forbid(&mut self, now: Instant) {
-        self.is_vetoed = true;
-        if !matches!(self.state, State::Idle | State::Announcing { .. }) {
+    /// Sets whether the server forbids prediction and spray.
+    pub(in crate::agent) fn set_vetoed(&mut self, now: Instant, is_vetoed: bool) {
+        self.is_vetoed = is_vetoed;
+        if is_vetoed && !matches!(self.state, State::Idle | State::Announcing { .. }) {
             self.stop(now, SprayRefusal::Vetoed, Some(SprayStatus::Vetoed));
         }
     }
@@ -205,11 +220,26 @@ impl HardNat {
             Some(CandidatePath::Relay) => (self.relayed_since, self.relayed) = (Some(now), 0),
             Some(CandidatePath::Direct) => {
                 self.relayed_since = None;
+                if let Some(permit) = self.permit() {
+                    permit.succeed();
+                }
                 if !matches!(self.state, State::Idle) {
                     self.finish(now, None);
+                    self.not_before = Some(now + PAUSE_AFTER_SUCCESS);
                 }
             }
             None => {}
+        }
+    }
+
+    /// Returns the permit of the attempt that runs.
+    fn permit(&self) -> Option<&SprayPermit> {
+        match &self.state {
+            State::Sampling { attempt, .. } | State::Opening { attempt, .. } => Some(&attempt.permit),
+            State::Requesting { permit, .. } | State::Easy { permit, .. } | State::Mutual { permit, .. } => {
+                Some(permit)
+            }
+            State::Idle | State::Announcing { .. } => None,
         }
     }
 
@@ -238,12 +268,13 @@ impl HardNat {
                 self.is_wanted(begin).then_some(begin)
             }
             State::Requesting { next, .. } | State::Announcing { next, .. } => Some(*next),
-            State::Sampling { next, end, .. } => Some(*next.min(end)),
+            State::Sampling { sampling, .. } => Some(sampling.poll_timeout()),
             State::Opening { attempt, opening } => opening.poll_timeout().map(|at| at.min(attempt.end)),
             State::Easy { probing, end, .. } => {
                 let probe = probing.as_ref().and_then(Probing::poll_timeout);
                 Some(probe.map_or(*end, |at| at.min(*end)))
             }
+            State::Mutual { mutual, end, .. } => Some(mutual.poll_timeout().map_or(*end, |at| at.min(*end))),
         }
     }
 
@@ -287,6 +318,14 @@ impl HardNat {
             State::Idle | State::Requesting { .. } | State::Announcing { .. } => {}
             State::Sampling { .. } => self.sample(now),
             State::Opening { .. } => self.open(now),
+            State::Mutual { target, end, .. } if *end <= now => {
+                let status = target.is_some().then_some(SprayStatus::Failed);
+                self.finish(now, status);
+            }
+            State::Mutual { mutual, .. } => {
+                mutual.handle_timeout(now);
+                self.flush_mutual(now);
+            }
             State::Easy { probing, end, .. } => {
                 if *end <= now {
                     let status = probing.is_some().then_some(SprayStatus::Failed);
@@ -328,20 +367,30 @@ impl HardNat {
 
     /// Ends what runs, and says why.
     fn stop(&mut self, now: Instant, refusal: SprayRefusal, status: Option<SprayStatus>) {
-        let id = match &self.state {
-            State::Requesting { id, .. } | State::Easy { id, .. } => Some(*id),
-            State::Sampling { attempt, .. } | State::Opening { attempt, .. } => Some(attempt.id),
-            State::Idle | State::Announcing { .. } => None,
-        };
-        if let Some(id) = id {
+        if let Some(id) = self.attempt_id() {
             self.send(id, MessageBody::Refuse(refusal));
         }
         self.finish(now, status);
     }
 
+    /// Returns the id of the attempt in which this side takes part.
+    fn attempt_id(&self) -> Option<u32> {
+        match &self.state {
+            State::Requesting { id, .. } | State::Easy { id, .. } | State::Mutual { id, .. } => Some(*id),
+            State::Sampling { attempt, .. } | State::Opening { attempt, .. } => Some(attempt.id),
+            State::Idle | State::Announcing { .. } => None,
+        }
+    }
+
     fn finish(&mut self, now: Instant, status: Option<SprayStatus>) {
-        if matches!(self.state, State::Sampling { .. } | State::Opening { .. }) {
+        if matches!(self.state, State::Sampling { .. } | State::Opening { .. } | State::Mutual { .. }) {
             self.outputs.push_back(HardNatOutput::CloseSockets);
+        }
+        if let Some(id) = self.attempt_id() {
+            self.ended.push_back(id);
+            if self.ended.len() > MAX_ENDED {
+                self.ended.pop_front();
+            }
         }
         self.state = State::Idle;
         self.not_before = Some(now + SPRAY_PAUSE);
@@ -372,14 +421,20 @@ impl HardNat {
                 }
             }
             (MessageBody::Refuse(refusal), _) => self.handle_refusal(now, id, refusal),
+            (MessageBody::Started { .. } | MessageBody::Window { .. } | MessageBody::Again { .. }, _) => {
+                self.handle_mutual_message(now, message, remotes);
+            }
             _ => {}
         }
     }
 
     fn handle_request(&mut self, now: Instant, id: u32) {
         match &self.state {
+            _ if self.ended.contains(&id) => return,
             // A copy.
             State::Easy { id: own, .. } if *own == id => {}
+            State::Mutual { id: own, .. } if *own == id => return,
+            _ if self.nat == Some(NatType::Hard) => return self.handle_request_of_hard_side(now, id),
             _ => {
                 if let Err(refusal) = self.accept(now, id) {
                     return self.send(id, MessageBody::Refuse(refusal));
@@ -397,7 +452,7 @@ impl HardNat {
             self.outputs.push_back(HardNatOutput::Status(status));
             return Err(refusal);
         }
-        if matches!(self.nat, Some(NatType::Hard | NatType::Blocked)) {
+        if self.nat == Some(NatType::Blocked) {
             return Err(SprayRefusal::Nat);
         }
         // Of a NAT that is not known yet more will be known soon.
@@ -437,12 +492,7 @@ impl HardNat {
         (round, ip, ports): (u8, Ipv4Addr, super::PredictedPorts),
         remotes: &[Candidate],
     ) {
-        let is_offered = remotes.iter().any(|remote| {
-            remote.kind == CandidateKind::ServerReflexive
-                && is_own_address(remote)
-                && remote.address.ip() == ip
-        });
-        let is_allowed = is_offered && self.may_probe(ip.into(), remotes) && round < MAX_ROUNDS;
+        let is_allowed = self.is_reflexive(ip, remotes) && round < MAX_ROUNDS;
         let State::Easy { id, permit, probing, .. } = &mut self.state else { return };
         let (id, is_first) = (*id, probing.is_none());
         if !is_allowed || probing.as_ref().is_some_and(|probing| probing.ip != ip) {
@@ -462,11 +512,7 @@ impl HardNat {
     }
 
     fn handle_refusal(&mut self, now: Instant, id: u32, refusal: SprayRefusal) {
-        let own = match &self.state {
-            State::Requesting { id, .. } | State::Easy { id, .. } => Some(*id),
-            State::Sampling { attempt, .. } | State::Opening { attempt, .. } => Some(attempt.id),
-            State::Idle | State::Announcing { .. } => None,
-        };
+        let own = self.attempt_id();
         let is_announced =
             id == 0 && own.is_none() && matches!(self.nat, Some(NatType::Easy | NatType::Open));
         if own != Some(id) && !is_announced {
@@ -491,31 +537,33 @@ impl HardNat {
     fn begin_sampling(&mut self, now: Instant, attempt: Attempt) {
         self.outputs.push_back(HardNatOutput::CloseSockets);
         self.outputs.push_back(HardNatOutput::OpenSockets(SAMPLES));
-        let asked = (0..SAMPLES).map(|_| (self.rng.random(), None)).collect();
-        self.state = State::Sampling { attempt, asked, next: now, end: now + ASK_TIME };
+        self.state = State::Sampling { attempt, sampling: Sampling::new(now, &mut self.rng) };
         self.sample(now);
     }
 
     /// Handles a message of the server that arrived at an extra socket.
     pub(in crate::agent) fn handle_server_message(&mut self, now: Instant, socket: usize, bytes: &[u8]) {
-        let State::Sampling { asked, .. } = &mut self.state else { return };
-        let Some((id, answer)) = asked.get_mut(socket) else { return };
-        *answer = answer.or(nat::binding_response(bytes, *id));
-        self.sample(now);
+        match &mut self.state {
+            State::Sampling { sampling, .. } => {
+                sampling.handle(socket, bytes);
+                self.sample(now);
+            }
+            State::Mutual { mutual, .. } => {
+                mutual.handle_server_message(now, socket, bytes);
+                self.flush_mutual(now);
+            }
+            _ => {}
+        }
     }
 
     /// Asks for mappings until enough are known.
     fn sample(&mut self, now: Instant) {
-        let State::Sampling { asked, next, end, .. } = &mut self.state else { return };
-        let samples: Vec<SocketAddr> = asked.iter().filter_map(|(_, answer)| *answer).collect();
-        if samples.len() == SAMPLES || *end <= now {
-            return self.conclude_sampling(now, &samples);
-        }
-        if *next <= now {
-            *next = now + ASK_INTERVAL;
-            for (socket, (id, _)) in asked.iter().enumerate().filter(|(_, (_, answer))| answer.is_none()) {
-                let bytes = nat::binding_request(*id);
-                self.outputs.push_back(HardNatOutput::Ask { socket, bytes });
+        let State::Sampling { sampling, .. } = &mut self.state else { return };
+        match sampling.conclude(now) {
+            Some(samples) => self.conclude_sampling(now, &samples),
+            None => {
+                let requests = sampling.poll(now).into_iter();
+                self.outputs.extend(requests.map(|(socket, bytes)| HardNatOutput::Ask { socket, bytes }));
             }
         }
     }
@@ -544,8 +592,10 @@ impl HardNat {
 
     /// Handles that an authentic check has arrived at an extra socket.
     pub(in crate::agent) fn handle_hit(&mut self, now: Instant) {
-        if let State::Opening { opening, .. } = &mut self.state {
-            opening.handle_hit(now);
+        match &mut self.state {
+            State::Opening { opening, .. } => opening.handle_hit(now),
+            State::Mutual { mutual, .. } => mutual.handle_hit(now),
+            _ => {}
         }
     }
 

@@ -11,7 +11,7 @@
 //! - they are in one block of at most 4096 ports, as carriers assign them (RFC 7422): only that block is probed;
 //! - they are random: 256 sockets and 1024 probes meet with 98 %.
 //!
-//! Two hard sides never spray: the probability is the product of both.
+//! Two hard sides never spray: the probability is the product of both. Where the mappings of both are sequences, both predict (`mutual.rs`).
 //!
 //! **Agreement.** The two sides agree over the relayed pair that carries the session, in Binding indications that have the attribute
 //! [`ATTRIBUTE`](crate::ice::CONTROL) and are authenticated as checks are. So a spray starts only after a path exists, the server can
@@ -26,14 +26,20 @@
 //! | `wire.rs` | the messages |
 //! | `prediction.rs` | where the next mappings may be |
 //! | `limits.rs` | the limits, and what this process has sprayed |
+//! | `sampling.rs` | the requests to the server from fresh sockets |
 //! | `machine.rs` | the state machine of both sides |
 //! | `opening.rs`, `probing.rs` | what the hard and the easy side send |
+//! | `mutual.rs` | what two hard sides send |
 
 pub(super) mod limits;
 mod machine;
+mod mutual;
+#[cfg(test)]
+mod mutual_simulation;
 mod opening;
 mod prediction;
 mod probing;
+mod sampling;
 #[cfg(test)]
 mod simulation;
 mod wire;

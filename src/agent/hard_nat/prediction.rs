@@ -9,7 +9,7 @@ pub(in crate::agent) const SAMPLES: usize = 8;
 /// Fewest mappings that allow a conclusion.
 pub(super) const MIN_SAMPLES: usize = 3;
 /// The usual difference of two ports of a sequence, at most.
-const MAX_STEP: u16 = 5;
+pub(super) const MAX_STEP: u16 = 5;
 /// The largest difference of the first and the last sample of a sequence. Connections of others, and checks, take ports in between.
 const MAX_SPREAD: u16 = 64;
 /// Most ports of a sequence that are probed.

@@ -363,6 +363,20 @@ fn a_failed_spray_keeps_its_limits_and_is_not_repeated_within_an_hour() {
 }
 
 #[test]
+fn a_direct_path_that_is_lost_is_looked_for_again() {
+    for mapping in [Mapping::Sequence(1), Mapping::Block(512), Mapping::Random] {
+        let mut world = World::new(mapping, 0.0, 2);
+        assert!(world.run(MAX_TIME), "{mapping:?}");
+        // The NAT was restarted.
+        world.direct_at = None;
+        world.mapped.clear();
+        world.owners.clear();
+        world.set_path(Some(CandidatePath::Relay));
+        assert!(world.run(2 * MAX_TIME), "{mapping:?}");
+    }
+}
+
+#[test]
 fn nothing_is_sent_without_need_or_leave() {
     let with = |change: &dyn Fn(&mut World)| {
         let mut world = World::new(Mapping::Random, 0.0, 3);
@@ -379,15 +393,15 @@ fn nothing_is_sent_without_need_or_leave() {
             world.sides[index].set_path(world.now, Some(CandidatePath::Relay));
         }
     };
-    let forbid = |index: usize| move |world: &mut World| world.sides[index].forbid(world.now);
+    let forbid = |index: usize| move |world: &mut World| world.sides[index].set_vetoed(world.now, true);
     assert_eq!(with(&refuse(0)), (0, [Some(SprayStatus::Off), Some(SprayStatus::OffThere)]));
     assert_eq!(with(&refuse(1)), (0, [Some(SprayStatus::OffThere), Some(SprayStatus::Off)]));
     assert_eq!(with(&forbid(0)), (0, [Some(SprayStatus::Vetoed); 2]));
     assert_eq!(with(&forbid(1)), (0, [Some(SprayStatus::Vetoed); 2]));
-    // Both hard; both easy; direct by plain ICE; no path.
+    // The other side is blocked; both easy; direct by plain ICE; no path. Two hard sides: `mutual_simulation.rs`.
     let hard: SocketAddr = (HARD_IP, 3999).into();
     let nat = |index: usize, nat| move |world: &mut World| world.sides[index].set_nat(Some(nat), Some(hard));
-    assert_eq!(with(&nat(1, NatType::Hard)), (0, [None; 2]));
+    assert_eq!(with(&nat(1, NatType::Blocked)), (0, [None; 2]));
     assert_eq!(with(&nat(0, NatType::Easy)), (0, [None; 2]));
     assert_eq!(with(&|world| world.set_path(Some(CandidatePath::Direct))), (0, [None; 2]));
     assert_eq!(with(&|world| world.set_path(None)), (0, [None; 2]));

@@ -31,8 +31,20 @@ pub(super) enum MessageBody {
         ip: Ipv4Addr,
         ports: PredictedPorts,
     },
-    /// Easy to hard: the probes of this round are being sent.
+    /// The probes of this round are being sent.
     Started { round: u8 },
+    /// Between two hard sides: the next mappings.
+    Window { round: u8, window: PortWindow },
+    /// Between two hard sides: the leading one begins another round.
+    Again { round: u8 },
+}
+
+/// The next mappings of a NAT that maps one port after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PortWindow {
+    pub(super) ip: Ipv4Addr,
+    pub(super) first: u16,
+    pub(super) step: i16,
 }
 
 /// Why a side does not take part.
@@ -46,7 +58,7 @@ pub(super) enum SprayRefusal {
     Busy,
     /// It has sprayed the same address within the last hour.
     Recent,
-    /// Its own NAT is hard, or not known.
+    /// The ports of its own NAT are hard to meet, or not known.
     Nat,
     /// The other side's address is private, the server's, or none of its candidates.
     Address,
@@ -73,6 +85,8 @@ impl SprayMessage {
             MessageBody::Refuse(_) => 3,
             MessageBody::Start { .. } => 4,
             MessageBody::Started { .. } => 5,
+            MessageBody::Window { .. } => 6,
+            MessageBody::Again { .. } => 7,
         };
         let mut bytes = vec![VERSION, kind];
         bytes.extend(self.id.to_be_bytes());
@@ -99,7 +113,13 @@ impl SprayMessage {
                 bytes.push(kind);
                 bytes.extend([a, b, c].concat());
             }
-            MessageBody::Started { round } => bytes.push(round),
+            MessageBody::Started { round } | MessageBody::Again { round } => bytes.push(round),
+            MessageBody::Window { round, window } => {
+                bytes.push(round);
+                bytes.extend(window.ip.octets());
+                bytes.extend(window.first.to_be_bytes());
+                bytes.extend(window.step.to_be_bytes());
+            }
         }
         bytes
     }
@@ -126,6 +146,11 @@ impl SprayMessage {
                 MessageBody::Start { round: *rest.first()?, ip: ip(1)?, ports }
             }
             5 => MessageBody::Started { round: *rest.first()? },
+            6 => {
+                let window = PortWindow { ip: ip(1)?, first: number(5)?, step: number(7)?.cast_signed() };
+                MessageBody::Window { round: *rest.first()?, window }
+            }
+            7 => MessageBody::Again { round: *rest.first()? },
             _ => return None,
         };
         Some(Self { id: u32::from_be_bytes([a, b, c, d]), body })
@@ -155,6 +180,8 @@ mod tests {
                 ports: PredictedPorts::Range { low: 1024, high: 65_535, probes: 1024 },
             },
             MessageBody::Started { round: 1 },
+            MessageBody::Window { round: 1, window: PortWindow { ip, first: 65_535, step: -5 } },
+            MessageBody::Again { round: 2 },
         ];
         for body in others.into_iter().chain(refusals) {
             let message = SprayMessage { id: 0xdead_beef, body };
