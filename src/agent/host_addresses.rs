@@ -1,9 +1,11 @@
 //! Which local addresses become host candidates, and in which order.
 //!
 //! A host with containers has many addresses that no peer can reach. The addresses of the default routes go first, those of container bridges
-//! last, and there are at most [`MAX_HOSTS`].
+//! last, and there are at most [`MAX_HOSTS`]. Among equals the families take turns, so that a broken one does not delay the other
+//! ([RFC 8421 section 4](https://www.rfc-editor.org/rfc/rfc8421#section-4)).
 
 use crate::net::interfaces::{self, AddressScope, scope};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 /// Most host candidates.
@@ -28,12 +30,22 @@ fn order(named: Vec<(String, IpAddr)>, default: &[IpAddr], with_loopback: bool) 
         AddressScope::Global | AddressScope::Private => true,
     };
     let mut ordered: Vec<(String, IpAddr)> = named.into_iter().filter(|(_, ip)| is_usable(ip)).collect();
-    ordered.sort_by_key(|(name, ip)| {
-        let is_bridge = BRIDGES.iter().any(|bridge| name.starts_with(bridge));
-        (!default.contains(ip), is_bridge, scope(*ip), ip.is_ipv4())
-    });
+    let rank = |(name, ip): &(String, IpAddr)| {
+        (!default.contains(ip), BRIDGES.iter().any(|bridge| name.starts_with(bridge)))
+    };
+    ordered.sort_by_key(|named| (rank(named), scope(named.1)));
+    let mut places = HashMap::new();
+    let mut placed: Vec<_> = ordered
+        .into_iter()
+        .map(|named| {
+            let place = places.entry((rank(&named), named.1.is_ipv4())).or_insert(0);
+            *place += 1;
+            (rank(&named), *place, named.1)
+        })
+        .collect();
+    placed.sort_by_key(|(rank, place, ip)| (*rank, *place, ip.is_ipv4()));
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for (_, ip) in ordered {
+    for (_, _, ip) in placed {
         if addresses.len() < MAX_HOSTS && !addresses.contains(&ip) {
             addresses.push(ip);
         }
@@ -74,5 +86,15 @@ mod tests {
         let first: Vec<String> = ordered[..4].iter().map(IpAddr::to_string).collect();
         assert_eq!(first, ["2001:db8::7", "192.168.1.7", "10.9.0.2", "10.64.0.2"]);
         assert!(order(named, &default, true).contains(&IpAddr::from([127, 0, 0, 1])));
+    }
+
+    #[test]
+    fn the_families_take_turns() {
+        let many = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4", "10.0.0.1", "10.0.0.2"];
+        let named = |name: &str| ("eth0".to_owned(), name.parse().unwrap());
+        let ordered = order(many.map(named).to_vec(), &["2001:db8::4".parse().unwrap()], false);
+        let ordered: Vec<String> = ordered.iter().map(IpAddr::to_string).collect();
+        let expected = ["2001:db8::4", "2001:db8::1", "10.0.0.1", "2001:db8::2", "10.0.0.2", "2001:db8::3"];
+        assert_eq!(ordered, expected);
     }
 }

@@ -74,6 +74,7 @@ pub(super) struct PeerStreams {
     events_rx: mpsc::Receiver<PeerStreamEvent>,
     streams: HashMap<StreamKey, PeerStream>,
     opening: HashMap<StreamKey, AbortHandle>,
+    listeners: HashMap<SocketAddr, AbortHandle>,
     tasks: JoinSet<()>,
 }
 
@@ -86,6 +87,7 @@ impl PeerStreams {
             events_rx,
             streams: HashMap::new(),
             opening: HashMap::new(),
+            listeners: HashMap::new(),
             tasks: JoinSet::new(),
         }
     }
@@ -102,8 +104,20 @@ impl PeerStreams {
     pub(super) fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
         let listener = socket(address)?.listen(BACKLOG)?;
         let local = listener.local_addr()?;
-        self.tasks.spawn(accept(listener, local, self.events.clone()));
+        let task = self.tasks.spawn(accept(listener, local, self.events.clone()));
+        self.listeners.insert(local, task);
         Ok(local)
+    }
+
+    /// Listens no longer at this address of the host. Open connections stay.
+    pub(super) fn close_listeners(&mut self, ip: IpAddr) {
+        self.listeners.retain(|local, task| {
+            let stays = local.ip() != ip;
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
     }
 
     /// Keeps a TCP connection to the server from a new port, whose mapping it reports: for simultaneous open.
@@ -364,6 +378,23 @@ mod tests {
         a.close(from_a);
         let PeerStreamEvent::Closed(key) = b.next().await else { panic!("not closed") };
         assert_eq!(key, from_b);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_gone_is_not_listened_at() {
+        let mut streams = PeerStreams::new(Tunnel::new(None).0);
+        for _ in 0..50 {
+            let at = streams.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+            let other = streams.listen("127.0.0.2:0".parse().unwrap()).unwrap();
+            TcpStream::connect(at).await.unwrap();
+            streams.close_listeners(at.ip());
+            while TcpStream::connect(at).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            TcpStream::connect(other).await.unwrap();
+            streams.close_listeners(other.ip());
+        }
+        assert!(streams.listeners.is_empty());
     }
 
     /// Answers Binding requests on TCP connections, as a server does.

@@ -35,6 +35,10 @@ pub(super) struct ResumedCall {
     /// The server of the call, whose address may be another one than before.
     pub(super) server: (ServerName, SocketAddr),
     pub(super) relay: Option<RelayCredentials>,
+    /// That server's second port.
+    pub(super) second_port: Option<String>,
+    /// Whether that server allows to predict and probe ports.
+    pub(super) is_spray_allowed: bool,
 }
 
 /// Whom a connector calls again.
@@ -198,6 +202,8 @@ impl Callee {
                 pwd,
                 server: (session.name, session.address),
                 relay: connect::relay_credentials(&session.registered.ice_servers),
+                second_port: session.registered.stun2,
+                is_spray_allowed: session.registered.spray,
             })
         }
     }

@@ -5,11 +5,17 @@
 
 use super::*;
 
+/// The first and the longest wait before a lost mapping is asked for again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
 /// Which base has, or will have, candidates.
 #[derive(Default)]
 pub(super) struct SimultaneousOpen {
     /// The address whose mapping is asked for.
     ip: Option<IpAddr>,
+    /// A mapping that was lost is asked for again then.
+    pub(super) retry_at: Option<Instant>,
+    failures: u32,
     /// The peer has a candidate.
     is_offered: bool,
 }
@@ -25,6 +31,10 @@ impl IceEngine {
 
     /// Begins to gather, if that is useful and has not begun.
     pub(super) fn gather_simultaneous_open(&mut self, now: Instant) {
+        self.simultaneous_open.retry_at.take_if(|at| *at <= now);
+        if self.simultaneous_open.retry_at.is_some() {
+            return;
+        }
         let is_useful = self.simultaneous_open.is_offered || self.gathering.is_udp_blocked(now) == Some(true);
         let is_possible = self.config.policy != PathPolicy::RelayOnly && self.agent.is_some();
         let Some(ip) = self.server_port().map(|port| port.local_addr().ip()) else { return };
@@ -41,6 +51,7 @@ impl IceEngine {
     pub(super) fn handle_tcp_mapping(&mut self, now: Instant, base: SocketAddr, address: SocketAddr) {
         let transport = CandidateTransport::TcpSimultaneousOpen;
         self.remove_candidates(now, base);
+        self.simultaneous_open.failures = 0;
         self.add_candidate(now, Candidate::host(transport, base, PREFERENCE_STEP));
         if address != base {
             self.add_candidate(now, Candidate::server_reflexive(transport, address, base, PREFERENCE_STEP));
@@ -52,6 +63,13 @@ impl IceEngine {
         let selected = self.agent.as_ref().and_then(IceAgent::selected);
         if selected.is_none_or(|pair| pair.local.base != base) {
             self.remove_candidates(now, base);
+        }
+        // The address may have changed meanwhile: then there is a newer one.
+        if self.simultaneous_open.ip == Some(base.ip()) {
+            let wait = RETRY.0 * 2_u32.pow(self.simultaneous_open.failures.min(6));
+            self.simultaneous_open.failures += 1;
+            (self.simultaneous_open.ip, self.simultaneous_open.retry_at) =
+                (None, Some(now + wait.min(RETRY.1)));
         }
     }
 }
