@@ -26,18 +26,29 @@ const CHAINS: &str = "
     }";
 
 /// The daemon of a router, and the folder of its files.
-pub(crate) struct Daemon(
-    #[expect(dead_code, reason = "killed when dropped")] Proc,
-    #[expect(dead_code)] TempDir,
-);
+pub(crate) struct Daemon(Proc, #[expect(dead_code)] TempDir);
 
 /// Starts the daemon on a router. `external` is an address that it takes for public: those of the laboratory are for documentation.
-pub(crate) fn start_daemon(router: &Host, external: Ipv4Addr, (upnp, pcp): (bool, bool)) -> Daemon {
+pub(crate) fn start_daemon(router: &Host, external: Ipv4Addr, protocols: (bool, bool)) -> Daemon {
+    start_daemon_with(router, external, protocols, &["-4"])
+}
+
+fn start_daemon_with(
+    router: &Host,
+    external: Ipv4Addr,
+    (upnp, pcp): (bool, bool),
+    options: &[&str],
+) -> Daemon {
     router.nft(CHAINS);
     let folder = tempfile::tempdir().unwrap();
     let word = |is_on| if is_on { "yes" } else { "no" };
+    let external = match external.is_private() {
+        // The daemon refuses to be told a private one.
+        true => String::new(),
+        false => format!("ext_ip={external}"),
+    };
     let lines = format!(
-        "ext_ifname=out\next_ip={external}\nlistening_ip=in\nenable_upnp={}\nenable_natpmp={}\nsecure_mode=yes\n\
+        "ext_ifname=out\n{external}\nlistening_ip=in\nenable_upnp={}\nenable_natpmp={}\nsecure_mode=yes\n\
          system_uptime=yes\nupnp_table_name=mappings\nupnp_nat_table_name=mappings\nupnp_forward_chain=forward_rules\n\
          upnp_nat_chain=nat_rules\nupnp_nat_postrouting_chain=source_rules\nallow 1024-65535 10.0.0.0/8 1024-65535\n\
          deny 0-65535 0.0.0.0/0 0-65535\n",
@@ -47,7 +58,7 @@ pub(crate) fn start_daemon(router: &Host, external: Ipv4Addr, (upnp, pcp): (bool
     let (configuration, pid) = (folder.path().join("conf"), folder.path().join("pid"));
     std::fs::write(&configuration, lines).unwrap();
     let mut command = router.command("miniupnpd");
-    command.arg("-d").arg("-4").arg("-f").arg(configuration).arg("-P").arg(pid);
+    command.arg("-d").args(options).arg("-f").arg(configuration).arg("-P").arg(pid);
     let daemon = Proc::start("miniupnpd", command, Stdout::Lines);
     daemon.expect("start", UP, |line| line.contains("istening ").then_some(()));
     Daemon(daemon, folder)
@@ -129,6 +140,58 @@ fn assert_direct(protocols: (bool, bool)) {
     let is_deleted = || if mapped(&router).contains("dnat") { Err(mapped(&router)) } else { Ok(()) };
     let deleted = try_until(Instant::now() + UP, is_deleted);
     assert!(deleted.is_ok(), "{deleted:?}\n{}", listener.printed());
+}
+
+/// The router's rules for hosts behind its firewall.
+fn pinholes(router: &Host) -> String {
+    let listed = router.command("nft").args(["list", "chain", "inet", "mappings", "forward_rules"]).output();
+    String::from_utf8(listed.unwrap().stdout).unwrap()
+}
+
+/// A listener with an IPv6 address behind a router that opens its firewall by these protocols.
+fn assert_pinholes(protocols: (bool, bool)) {
+    if !tools::have_laboratory() || !tools::have(&["miniupnpd"]) {
+        return;
+    }
+    const HOST: &str = "2001:db8:21::2";
+    let net = Net::new();
+    let test_server = TestServer::on(&net.island(10));
+    let nat = net.nat(NatKind::PortRestricted, 21);
+    let host = net.behind(&nat);
+    let router = nat.router();
+    for machine in [&router, &host] {
+        machine.enable_ipv6();
+    }
+    router.run("ip", &["addr", "add", "2001:db8:21::1/64", "dev", "in", "nodad"]);
+    router.run("ip", &["addr", "add", "2001:db8:99::21/64", "dev", "out", "nodad"]);
+    host.run("ip", &["addr", "add", &format!("{HOST}/64"), "dev", "eth0", "nodad"]);
+    host.run("ip", &["route", "add", "default", "via", "2001:db8:21::1"]);
+    let external = net.add_outer_address(&nat);
+    let daemon = start_daemon_with(&router, external, protocols, &[]);
+    let server = test_server.address.to_string();
+    let mut listener = agent("listener", &host, &["listen", "--server", &server]);
+    let _to_listener = listener.take_pipes();
+    let opened = try_until(Instant::now() + UP, || {
+        let rules = pinholes(&router);
+        if rules.contains(HOST) { Ok(()) } else { Err(rules) }
+    });
+    assert!(opened.is_ok(), "{opened:?}\n{}\n{}", listener.printed(), daemon.0.printed());
+    listener.terminate();
+    let closed = try_until(Instant::now() + UP, || {
+        let rules = pinholes(&router);
+        if rules.contains(HOST) { Err(rules) } else { Ok(()) }
+    });
+    assert!(closed.is_ok(), "{closed:?}\n{}", listener.printed());
+}
+
+#[test]
+fn the_firewall_of_a_router_is_opened_by_upnp_and_closed_at_the_end() {
+    assert_pinholes((true, false));
+}
+
+#[test]
+fn the_firewall_of_a_router_is_opened_by_pcp_and_closed_at_the_end() {
+    assert_pinholes((false, true));
 }
 
 /// The signalling no longer carries the new candidate: it goes over the connection itself.

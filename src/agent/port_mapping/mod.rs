@@ -1,10 +1,11 @@
-//! Ports that the router of the default route maps for this host, by PCP, NAT-PMP or UPnP.
+//! Ports that the router of the default route maps for this host, by PCP, NAT-PMP or UPnP; for IPv6, pinholes in its firewall, by PCP or UPnP.
 //!
 //! A mapped port is a server-reflexive candidate to which anybody may send: a NAT that gives each peer another port no longer matters. A search
 //! runs beside everything else and nothing waits for it. The first protocol that maps is used. A mapping is renewed while it is needed, and
 //! deleted at the end. A router that does not answer is asked again when the network changes.
 
 mod pcp;
+mod pinholes;
 #[cfg(feature = "cli")]
 mod probe;
 mod upnp;
@@ -17,6 +18,7 @@ use crate::net::default_gateway::{Gateway, default_gateways};
 use crate::net::interfaces::{AddressScope, scope};
 use crate::net::time;
 use pcp::PcpRouter;
+use pinholes::FirewallRouter;
 use rand::Rng;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -140,6 +142,8 @@ struct Lease {
     /// The router's port, or the one that is wished for.
     external_port: u16,
     nonce: [u8; 12],
+    /// The number of the pinhole by UPnP.
+    pinhole: Option<u16>,
     /// What is offered to the other side; a pinhole of a firewall has no address of its own.
     external: Option<SocketAddr>,
     /// The router has granted it, and it is of use.
@@ -154,6 +158,7 @@ struct Lease {
 enum Router {
     Pcp(PcpRouter),
     Upnp(UpnpRouter),
+    Firewall(FirewallRouter),
 }
 
 impl Router {
@@ -161,6 +166,7 @@ impl Router {
         match self {
             Self::Pcp(router) => router.map(lease, LIFETIME).await,
             Self::Upnp(router) => router.map(lease, LIFETIME).await,
+            Self::Firewall(router) => router.map(lease, LIFETIME).await,
         }
     }
 
@@ -168,6 +174,7 @@ impl Router {
         match self {
             Self::Pcp(router) => router.unmap(lease).await,
             Self::Upnp(router) => router.unmap(lease).await,
+            Self::Firewall(router) => router.unmap(lease).await,
         }
     }
 }
@@ -250,9 +257,12 @@ impl MapperTask {
         }
         let mut searches = JoinSet::new();
         searches.spawn(async move { pcp::search(gateway, local).await.map(Router::Pcp) });
-        if self.is_v4 {
-            searches.spawn(async move { upnp::search(gateway.address, local).await.map(Router::Upnp) });
-        }
+        searches.spawn(async move {
+            match local.is_ipv4() {
+                true => upnp::search(gateway.address, local).await.map(Router::Upnp),
+                false => pinholes::search(gateway, local).await.map(Router::Firewall),
+            }
+        });
         while let Some(found) = searches.join_next().await {
             let Ok(Some(router)) = found else { continue };
             tracing::debug!(?router, "the router maps ports");
@@ -328,6 +338,7 @@ impl Lease {
             wanted,
             external_port: wanted.internal.port(),
             nonce: rand::random(),
+            pinhole: None,
             external: None,
             is_useful: false,
             renew_at: time::now().mono,

@@ -49,6 +49,51 @@ async fn a_router_of_nat_pmp_maps_and_unmaps() {
     assert_eq!(requests.recv().await.unwrap()[6..], [0; 6], "no port, no lifetime");
 }
 
+/// Answers requests by HTTP as the firewall service does; records the actions. The first pinhole is forgotten before it is renewed.
+async fn firewall(listener: TcpListener, requests: mpsc::UnboundedSender<String>) {
+    let mut next_id = 7;
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let mut request = Vec::new();
+        while !upnp_message::is_complete(&request) {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+        }
+        let request = String::from_utf8(request).unwrap();
+        let action = request.split('#').nth(1).unwrap().split('"').next().unwrap().to_owned();
+        let (status, body) = match action.as_str() {
+            "AddPinhole" => {
+                next_id += 1;
+                ("200 OK", format!("<UniqueID>{next_id}</UniqueID>"))
+            }
+            "UpdatePinhole" if request.contains("<UniqueID>8<") => {
+                ("500 Error", "<errorCode>704</errorCode>".to_owned())
+            }
+            _ => ("200 OK", String::new()),
+        };
+        requests.send(action).unwrap();
+        let response = format!("HTTP/1.0 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(response.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pinhole_is_opened_renewed_opened_again_if_it_is_forgotten_and_closed() {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (requests, mut requests_rx) = mpsc::unbounded_channel();
+    tokio::spawn(firewall(listener, requests));
+    let control = upnp_message::Location { address, path: "/ctl".to_owned() };
+    let service = upnp_message::ConnectionService { control, kind: upnp_message::FIREWALL_SERVICES[0] };
+    let router = Router::Firewall(FirewallRouter { service });
+    let mut lease = lease("[::1]:4000");
+    for id in [8, 9, 9] {
+        let opened = router.map(&mut lease).await;
+        assert_eq!((opened, lease.pinhole), (Some(("[::1]:4000".parse().unwrap(), LIFETIME)), Some(id)));
+    }
+    router.unmap(&lease).await;
+    let actions: Vec<String> = std::iter::from_fn(|| requests_rx.try_recv().ok()).collect();
+    assert_eq!(actions, ["AddPinhole", "UpdatePinhole", "AddPinhole", "UpdatePinhole", "DeletePinhole"]);
+}
+
 #[tokio::test]
 async fn a_router_without_the_protocols_is_given_up() {
     let gateway = Gateway { address: [127, 0, 77, 2].into(), scope_id: 0 };

@@ -1,19 +1,21 @@
 //! Port mappings by UPnP: the search for the router's connection service, and its actions.
 
 use super::Lease;
-use super::upnp_message::{self, Action, ActionError, ConnectionService, Location, MAX_RESPONSE};
+use super::upnp_message::{self, Action, ActionError, ConnectionService, Location, MAX_RESPONSE, SERVICES};
 use crate::agent::candidate;
 use crate::net::time;
 use rand::Rng;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::{sleep_until, timeout};
 
+/// The multicast address of discovery.
+const DISCOVERY: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
 /// Waits after each search.
-const SEARCHES: [Duration; 3] =
+pub(super) const SEARCHES: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_millis(750), Duration::from_secs(2)];
 /// Time limit of one request by HTTP.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,14 +41,15 @@ pub(super) struct UpnpRouter {
 pub(super) async fn search(router: IpAddr, local: IpAddr) -> Option<UpnpRouter> {
     let socket = UdpSocket::bind((local, 0)).await.ok()?;
     for wait in SEARCHES {
-        for search in upnp_message::searches() {
+        for search in upnp_message::searches(DISCOVERY.into()) {
             // Some routers answer only one of the two.
-            let _ = socket.send_to(&search, (router, upnp_message::DISCOVERY.1)).await;
-            let _ = socket.send_to(&search, upnp_message::DISCOVERY).await;
+            for address in [router, DISCOVERY.into()] {
+                let _ = socket.send_to(&search, (address, upnp_message::DISCOVERY_PORT)).await;
+            }
         }
         let end = time::now().mono + wait;
         while let Some(location) = next_location(&socket, router, end.into()).await {
-            if let Some(service) = describe(&location, local).await {
+            if let Some(service) = describe(&location, local, &SERVICES).await {
                 return Some(UpnpRouter { local, service });
             }
         }
@@ -63,24 +66,29 @@ async fn next_location(socket: &UdpSocket, router: IpAddr, end: tokio::time::Ins
             () = sleep_until(end) => return None,
         };
         if from.ip() == router
-            && let Some(location) = upnp_message::parse_search_response(&buffer[..len], router)
+            && let Some(location) = upnp_message::parse_search_response(&buffer[..len], |ip| ip == router)
         {
             return Some(location);
         }
     }
 }
 
-async fn describe(location: &Location, local: IpAddr) -> Option<ConnectionService> {
+/// Reads the description of a router: the first of these services.
+pub(super) async fn describe(
+    location: &Location,
+    local: IpAddr,
+    kinds: &[&'static str],
+) -> Option<ConnectionService> {
     let request = upnp_message::description_request(location);
     let response = exchange(location.address, local, &request).await.ok()?;
     let (is_success, body) = upnp_message::parse_response(&response)?;
-    upnp_message::parse_description(body, location).filter(|_| is_success)
+    upnp_message::parse_description(body, location, kinds).filter(|_| is_success)
 }
 
 /// Sends one request by HTTP and reads its response, which is bounded in length and time.
 pub(super) async fn exchange(address: SocketAddr, local: IpAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     let exchanged = async {
-        let socket = TcpSocket::new_v4()?;
+        let socket = if local.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.bind((local, 0).into())?;
         let mut stream = socket.connect(address).await?;
         stream.write_all(request).await?;
@@ -135,9 +143,18 @@ impl UpnpRouter {
     }
 
     async fn act(&self, action: &Action) -> Result<String, ActionError> {
-        let request = upnp_message::action_request(&self.service, action);
-        let response = exchange(self.service.control.address, self.local, &request).await;
-        let response = response.map_err(|_| ActionError::Malformed)?;
-        upnp_message::parse_action_response(&response).map(str::to_owned)
+        act(&self.service, self.local, action).await
     }
+}
+
+/// Has a service do something; returns the body of its response.
+pub(super) async fn act(
+    service: &ConnectionService,
+    local: IpAddr,
+    action: &Action,
+) -> Result<String, ActionError> {
+    let request = upnp_message::action_request(service, action);
+    let response = exchange(service.control.address, local, &request).await;
+    let response = response.map_err(|_| ActionError::Malformed)?;
+    upnp_message::parse_action_response(&response).map(str::to_owned)
 }

@@ -3,22 +3,24 @@
 //! The router is not trusted: what it sends is short, and every address in it must be its own.
 
 use super::wire::MappedProtocol;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// The multicast address and port of discovery.
-pub(super) const DISCOVERY: (Ipv4Addr, u16) = (Ipv4Addr::new(239, 255, 255, 250), 1900);
+/// The port of discovery.
+pub(super) const DISCOVERY_PORT: u16 = 1900;
 /// The devices that are searched for.
 const DEVICES: [&str; 2] = [
     "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
     "urn:schemas-upnp-org:device:InternetGatewayDevice:2",
 ];
 /// The services that map ports, the better ones first.
-const SERVICES: [&str; 3] = [
+pub(super) const SERVICES: [&str; 3] = [
     "urn:schemas-upnp-org:service:WANIPConnection:2",
     "urn:schemas-upnp-org:service:WANIPConnection:1",
     "urn:schemas-upnp-org:service:WANPPPConnection:1",
 ];
+/// The service that opens the IPv6 firewall.
+pub(super) const FIREWALL_SERVICES: [&str; 1] = ["urn:schemas-upnp-org:service:WANIPv6FirewallControl:1"];
 /// Longest path of a URL.
 const MAX_PATH: usize = 256;
 /// Longest description and answer.
@@ -46,6 +48,10 @@ pub(super) enum Action {
     ExternalAddress,
     Add { protocol: MappedProtocol, internal: SocketAddr, external_port: u16, lifetime: Duration },
     Delete { protocol: MappedProtocol, external_port: u16 },
+    FirewallStatus,
+    AddPinhole { protocol: MappedProtocol, internal: SocketAddr, lifetime: Duration },
+    UpdatePinhole { id: u16, lifetime: Duration },
+    DeletePinhole { id: u16 },
 }
 
 /// Why a router did not do what it was asked to.
@@ -57,17 +63,19 @@ pub(super) enum ActionError {
     Malformed,
 }
 
-/// Makes the requests of a search.
-pub(super) fn searches() -> impl Iterator<Item = Vec<u8>> {
-    let (group, port) = DISCOVERY;
+/// Makes the requests of a search by this multicast address.
+pub(super) fn searches(group: IpAddr) -> impl Iterator<Item = Vec<u8>> {
+    let group = SocketAddr::new(group, DISCOVERY_PORT);
     DEVICES.into_iter().map(move |device| {
-        format!("M-SEARCH * HTTP/1.1\r\nHOST: {group}:{port}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {device}\r\n\r\n")
-            .into_bytes()
+        format!(
+            "M-SEARCH * HTTP/1.1\r\nHOST: {group}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {device}\r\n\r\n"
+        )
+        .into_bytes()
     })
 }
 
 /// Reads the router's response to a search: where its description is.
-pub(super) fn parse_search_response(bytes: &[u8], router: IpAddr) -> Option<Location> {
+pub(super) fn parse_search_response(bytes: &[u8], is_router: impl Fn(IpAddr) -> bool) -> Option<Location> {
     let text = std::str::from_utf8(bytes).ok()?;
     let mut lines = text.split("\r\n");
     let status = lines.next()?;
@@ -78,18 +86,21 @@ pub(super) fn parse_search_response(bytes: &[u8], router: IpAddr) -> Option<Loca
         let (name, value) = line.split_once(':')?;
         name.trim().eq_ignore_ascii_case("location").then_some(value.trim())
     })?;
-    parse_url(location, router)
+    parse_url(location, is_router)
 }
 
 /// Reads an absolute URL at the router's own address.
-fn parse_url(url: &str, router: IpAddr) -> Option<Location> {
+fn parse_url(url: &str, is_router: impl Fn(IpAddr) -> bool) -> Option<Location> {
     let rest = url.strip_prefix("http://")?;
     let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     let address = match authority.parse::<SocketAddr>() {
         Ok(address) => address,
-        Err(_) => SocketAddr::new(authority.parse().ok()?, 80),
+        Err(_) => {
+            let host = authority.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            SocketAddr::new(host.unwrap_or(authority).parse().ok()?, 80)
+        }
     };
-    (address.ip() == router && address.port() != 0 && is_path(path))
+    (is_router(address.ip()) && address.port() != 0 && is_path(path))
         .then(|| Location { address, path: path.to_owned() })
 }
 
@@ -100,8 +111,15 @@ fn is_path(path: &str) -> bool {
 
 /// Makes the request for a description.
 pub(super) fn description_request(location: &Location) -> Vec<u8> {
-    format!("GET {} HTTP/1.0\r\nHost: {}\r\nConnection: close\r\n\r\n", location.path, location.address)
-        .into_bytes()
+    let (path, host) = (&location.path, location.host());
+    format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n").into_bytes()
+}
+
+impl Location {
+    /// Returns the address without a scope, which is of no use to others.
+    fn host(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), self.address.port())
+    }
 }
 
 /// Returns the body of a response, and whether its status is a success.
@@ -125,14 +143,23 @@ pub(super) fn is_complete(bytes: &[u8]) -> bool {
     length.is_some_and(|length| body.len() >= length)
 }
 
-/// Reads a description: the connection service, and where it takes requests.
-pub(super) fn parse_description(xml: &str, location: &Location) -> Option<ConnectionService> {
+/// Reads a description: the first of these services, and where it takes requests.
+pub(super) fn parse_description(
+    xml: &str,
+    location: &Location,
+    kinds: &[&'static str],
+) -> Option<ConnectionService> {
     let services = || xml.split("<service>").skip(1).filter_map(|rest| rest.split_once("</service>"));
-    SERVICES.into_iter().find_map(|kind| {
+    kinds.iter().copied().find_map(|kind| {
         let (service, _) = services().find(|(service, _)| element(service, "serviceType") == Some(kind))?;
         let url = element(service, "controlURL")?;
         let control = match url.strip_prefix('/') {
-            _ if url.starts_with("http:") => parse_url(url, location.address.ip())?,
+            _ if url.starts_with("http:") => {
+                let found = parse_url(url, |ip| ip == location.address.ip())?;
+                let mut address = location.address;
+                address.set_port(found.address.port());
+                Location { address, ..found }
+            }
             Some(_) => Location { address: location.address, path: url.to_owned() },
             None => Location { address: location.address, path: format!("/{url}") },
         };
@@ -173,6 +200,23 @@ pub(super) fn action_request(service: &ConnectionService, action: &Action) -> Ve
                 protocol_name(*protocol)
             ),
         ),
+        Action::FirewallStatus => ("GetFirewallStatus", String::new()),
+        Action::AddPinhole { protocol, internal, lifetime } => (
+            "AddPinhole",
+            format!(
+                "<RemoteHost></RemoteHost><RemotePort>0</RemotePort><InternalClient>{}</InternalClient>\
+                 <InternalPort>{}</InternalPort><Protocol>{}</Protocol><LeaseTime>{}</LeaseTime>",
+                internal.ip(),
+                internal.port(),
+                protocol.number(),
+                lifetime.as_secs()
+            ),
+        ),
+        Action::UpdatePinhole { id, lifetime } => (
+            "UpdatePinhole",
+            format!("<UniqueID>{id}</UniqueID><NewLeaseTime>{}</NewLeaseTime>", lifetime.as_secs()),
+        ),
+        Action::DeletePinhole { id } => ("DeletePinhole", format!("<UniqueID>{id}</UniqueID>")),
     };
     let kind = service.kind;
     let body = format!(
@@ -180,9 +224,9 @@ pub(super) fn action_request(service: &ConnectionService, action: &Action) -> Ve
          s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\"><s:Body>\
          <u:{name} xmlns:u=\"{kind}\">{arguments}</u:{name}></s:Body></s:Envelope>\r\n"
     );
-    let Location { address, path } = &service.control;
+    let (path, host) = (&service.control.path, service.control.host());
     format!(
-        "POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n\
+        "POST {path} HTTP/1.0\r\nHost: {host}\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n\
          SOAPAction: \"{kind}#{name}\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
@@ -211,10 +255,22 @@ pub(super) fn external_address(body: &str) -> Option<IpAddr> {
     element(body, "NewExternalIPAddress")?.parse().ok()
 }
 
+/// Reads the number of a new pinhole.
+pub(super) fn pinhole_id(body: &str) -> Option<u16> {
+    element(body, "UniqueID")?.parse().ok()
+}
+
+/// Reads the status of the firewall: whether there is one that hosts may open.
+pub(super) fn allows_pinholes(body: &str) -> bool {
+    let is_set = |name| element(body, name).is_some_and(|value| matches!(value, "1" | "true" | "yes"));
+    is_set("FirewallEnabled") && is_set("InboundPinholeAllowed")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     const ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
     const DEVICE: &str = "<root><device><serviceList><service>\
@@ -225,7 +281,7 @@ mod tests {
 
     fn found(location: &str) -> Option<Location> {
         let response = format!("HTTP/1.1 200 OK\r\nST: x\r\nLocation: {location}\r\n\r\n");
-        parse_search_response(response.as_bytes(), ROUTER)
+        parse_search_response(response.as_bytes(), |ip| ip == ROUTER)
     }
 
     fn location() -> Location {
@@ -260,12 +316,12 @@ mod tests {
         for (url, path) in [("/ctl/IPConn", "/ctl/IPConn"), ("ctl", "/ctl"), ("http://10.0.0.1:5000/c", "/c")]
         {
             let xml = DEVICE.replace(">URL<", &format!(">{url}<"));
-            let found = parse_description(&xml, &location()).unwrap();
+            let found = parse_description(&xml, &location(), &SERVICES).unwrap();
             assert_eq!((found.control, found.kind), (expected(path), SERVICES[1]));
         }
         for url in ["http://10.0.0.2/c", "/a\r\nX-Header: 1", ""] {
             let xml = DEVICE.replace(">URL<", &format!(">{url}<"));
-            let found = parse_description(&xml, &location());
+            let found = parse_description(&xml, &location(), &SERVICES);
             assert!(found.is_none_or(|service| service.control.path == "/"), "{url}");
         }
     }
@@ -293,12 +349,44 @@ mod tests {
         assert!(!is_complete(&answer[..60]));
     }
 
+    #[test]
+    fn a_pinhole_has_a_number() {
+        let near = |ip: IpAddr| ip == "2001:db8::1".parse::<IpAddr>().unwrap();
+        let response = b"HTTP/1.1 200 OK\r\nLOCATION: http://[2001:db8::1]:5000/root.xml\r\n\r\n";
+        let found = parse_search_response(response, near).unwrap();
+        assert_eq!(found.address, "[2001:db8::1]:5000".parse().unwrap());
+        let other = b"HTTP/1.1 200 OK\r\nLOCATION: http://[2001:db8::2]:5000/root.xml\r\n\r\n";
+        assert_eq!(parse_search_response(other, near), None);
+        let service = ConnectionService { control: found, kind: FIREWALL_SERVICES[0] };
+        let internal = "[2001:db8::7]:4000".parse().unwrap();
+        let lifetime = Duration::from_secs(3600);
+        let add = Action::AddPinhole { protocol: MappedProtocol::Udp, internal, lifetime };
+        let request = String::from_utf8(action_request(&service, &add)).unwrap();
+        for part in [
+            "Host: [2001:db8::1]:5000\r\n",
+            "WANIPv6FirewallControl:1#AddPinhole\"",
+            "<InternalClient>2001:db8::7</InternalClient><InternalPort>4000</InternalPort><Protocol>17</Protocol>",
+            "<LeaseTime>3600</LeaseTime>",
+        ] {
+            assert!(request.contains(part), "{part} in {request}");
+        }
+        assert_eq!(pinhole_id("<UniqueID>42</UniqueID>"), Some(42));
+        assert_eq!(pinhole_id("<UniqueID>70000</UniqueID>"), None);
+        let status = |enabled, allowed| {
+            format!(
+                "<FirewallEnabled>{enabled}</FirewallEnabled><InboundPinholeAllowed>{allowed}</InboundPinholeAllowed>"
+            )
+        };
+        assert!(allows_pinholes(&status(1, 1)));
+        assert!(!allows_pinholes(&status(1, 0)) && !allows_pinholes(&status(0, 1)) && !allows_pinholes(""));
+    }
+
     proptest! {
         #[test]
         fn no_response_makes_the_parsers_panic(text in "\\PC{0,200}") {
-            let _ = parse_search_response(text.as_bytes(), ROUTER);
+            let _ = parse_search_response(text.as_bytes(), |ip| ip == ROUTER);
             let _ = parse_action_response(text.as_bytes());
-            let _ = parse_description(&text, &location());
+            let _ = parse_description(&text, &location(), &SERVICES);
             let _ = external_address(&text);
             let _ = is_complete(text.as_bytes());
         }

@@ -145,8 +145,11 @@ pub(super) enum Setting {
     OneWay,
     /// One with a VPN that has its default route.
     Vpn,
-    /// Both behind symmetric NATs, one of which maps ports by UPnP, NAT-PMP and PCP.
-    PortMapping,
+    /// Both behind symmetric NATs, one of which maps ports by UPnP, NAT-PMP and PCP; or by NAT-PMP alone.
+    PortMapping { only_nat_pmp: bool },
+    /// One behind two layers of NAT, of which the symmetric one maps ports: the outer, which the host does not reach, or the inner, whose
+    /// outer address is private. The other behind a symmetric NAT.
+    MappedLayer { is_outer: bool },
     /// Behind port-restricted NATs, with two servers, the first of which is dead.
     DeadServer,
 }
@@ -212,7 +215,10 @@ pub(super) fn special() -> Vec<Cell> {
         ("20 container bridges x PR", Setting::Bridges, Expected::Direct),
         ("one way only", Setting::OneWay, Expected::Relay),
         ("VPN on one side x PR", Setting::Vpn, Expected::Direct),
-        ("SR with port mapping x SR", Setting::PortMapping, Expected::Direct),
+        ("SR with port mapping x SR", Setting::PortMapping { only_nat_pmp: false }, Expected::Direct),
+        ("SR with NAT-PMP alone x SR", Setting::PortMapping { only_nat_pmp: true }, Expected::Direct),
+        ("double NAT, the outer maps ports x SR", Setting::MappedLayer { is_outer: true }, Expected::Relay),
+        ("double NAT, the inner maps ports x SR", Setting::MappedLayer { is_outer: false }, Expected::Relay),
         ("the first of two servers dead, PR", Setting::DeadServer, Expected::Direct),
     ];
     cells.map(|(name, setting, expected)| Cell { name: name.to_owned(), setting, expected }).to_vec()
@@ -253,9 +259,9 @@ pub(super) const OFTEN: [&str; 10] = [
 ];
 
 /// What also runs with loss.
-pub(super) const LOSSY: [&str; 12] = [
+pub(super) const LOSSY: [&str; 13] = [
     "F x PR", "FC x PR", "AR x PR", "PR x PR", "O x SR", "FC x SP", "AR x SR", "SP x PR", "PR x SB",
-    "PR x SR", "SR x SR", "PR x UB",
+    "PR x SR", "SP x SP", "SR x SR", "PR x UB",
 ];
 
 /// The cells of these names.

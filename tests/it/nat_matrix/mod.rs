@@ -23,7 +23,7 @@ use scene::Scene;
 fn can_run(cell: &Cell) -> bool {
     match cell.setting {
         Setting::Apart(_, cells::Class::Ipv6Only) => tools::happens_to_have(&["tayga"]),
-        Setting::PortMapping => tools::happens_to_have(&["miniupnpd"]),
+        Setting::PortMapping { .. } | Setting::MappedLayer { .. } => tools::happens_to_have(&["miniupnpd"]),
         _ => true,
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::authority::Authority;
-use crate::lab::{Host, Link, NAT64_V6, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet, start_nat64};
+use crate::lab::{Host, Link, NAT64_V6, Nat, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet, start_nat64};
 use crate::port_mapping::{Daemon, start_daemon};
 use crate::proc::Proc;
 use crate::test_server::TestServer;
@@ -29,6 +29,12 @@ const ONLY_THE_PROXY: &str = "
                   oifname lo accept; ip daddr 203.0.113.11 tcp dport 3128 accept; }
       chain in { type filter hook input priority 0; policy drop;
                  iifname lo accept; ip saddr 203.0.113.11 tcp sport 3128 accept; }
+    }";
+
+/// Takes the requests of PCP away from a router, whose daemon speaks it together with NAT-PMP.
+const WITHOUT_PCP: &str = "
+    table inet without_pcp {
+      chain in { type filter hook input priority -50; udp dport 5351 @th,64,8 2 drop; }
     }";
 
 /// One agent's place.
@@ -126,7 +132,12 @@ impl Builder {
                 self.nats.push(nat);
                 side(host)
             }),
-            Setting::PortMapping => [self.with_port_mapping(), self.place(Class::Random, 22)],
+            Setting::PortMapping { only_nat_pmp } => {
+                [self.with_port_mapping(only_nat_pmp), self.place(Class::Random, 22)]
+            }
+            Setting::MappedLayer { is_outer } => {
+                [self.behind_mapped_layer(is_outer), self.place(Class::Random, 22)]
+            }
             Setting::DeadServer => [21, 22].map(|octet| {
                 let alive = vec!["--server".to_owned(), SERVER_V4.to_owned()];
                 Side { server: DEAD.to_owned(), options: alive, ..self.place(Class::PortRestricted, octet) }
@@ -201,14 +212,39 @@ impl Builder {
     }
 
     /// A host behind a symmetric NAT of the kernel that maps ports on request.
-    fn with_port_mapping(&mut self) -> Side {
+    fn with_port_mapping(&mut self, only_nat_pmp: bool) -> Side {
         let nat = self.net.kernel_nat(NatKind::Symmetric, 21, self.link);
         let external = Ipv4Addr::new(198, 41, 0, 21);
         let router = nat.router();
         router.run("ip", &["addr", "add", &format!("{external}/32"), "dev", "out"]);
+        if only_nat_pmp {
+            router.nft(WITHOUT_PCP);
+        }
+        self.daemons.push(start_daemon(&router, external, (!only_nat_pmp, true)));
+        self.behind_kernel(&nat)
+    }
+
+    /// A host behind two NATs of the kernel, of which the symmetric one maps ports.
+    fn behind_mapped_layer(&mut self, is_outer: bool) -> Side {
+        let kinds = [NatKind::Symmetric, NatKind::PortRestricted];
+        let [outer_kind, inner_kind] = if is_outer { kinds } else { [kinds[1], kinds[0]] };
+        let outer = self.net.kernel_nat(outer_kind, 21, self.link);
+        let inner = self.net.net().nat_behind(&outer, inner_kind, 31);
+        let external = Ipv4Addr::new(198, 41, 0, 21);
+        let outer_router = outer.router();
+        outer_router.run("ip", &["addr", "add", &format!("{external}/32"), "dev", "out"]);
+        // The inner router tells the address that it has: a private one.
+        let (router, external) = match is_outer {
+            true => (outer_router, external),
+            false => (inner.router(), Ipv4Addr::new(10, 21, 0, 2)),
+        };
         self.daemons.push(start_daemon(&router, external, (true, true)));
+        self.behind_kernel(&inner)
+    }
+
+    fn behind_kernel(&self, nat: &Nat) -> Side {
         Side {
-            host: self.net.net().behind(&nat),
+            host: self.net.net().behind(nat),
             server: SERVER_V4.to_owned(),
             options: Vec::new(),
             environment: Vec::new(),
