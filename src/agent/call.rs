@@ -358,6 +358,7 @@ impl CallTask {
             }
             ServerEvent::Closed => {
                 self.signaling_lost.send_replace(true);
+                self.resources.send(EngineCommand::VerifyRelays);
                 self.fail(signaling_lost_error(self.resources.server));
             }
         }
@@ -461,6 +462,10 @@ impl CallTask {
                 self.resumption.schedule_exchange(now + RESUME_DELAY);
             }
             EngineEvent::NetworkChanged => {}
+            EngineEvent::ServerChanged(address) => {
+                self.resources.server = address;
+                self.publish_path();
+            }
             EngineEvent::Restarted => self.continue_call(now),
             EngineEvent::Failed => self.session.handle_failed(),
         }
@@ -487,7 +492,7 @@ impl CallTask {
 
     /// Begins a call that resumes the session: ICE is restarted, then the description is sent with all candidates.
     fn handle_resumption(&mut self, resumed: ResumedCall) {
-        let ResumedCall { signaling, events, request, auth, ufrag, pwd, server, relay } = resumed;
+        let ResumedCall { signaling, events, request, auth, ufrag, pwd, server, relay, .. } = resumed;
         let Ok(local) = IceCredentials::new(&ufrag, &pwd) else { return };
         self.signaling_lost.send_replace(false);
         (self.signaling, self.events, self.auth) = (signaling, events, auth);
@@ -497,6 +502,8 @@ impl CallTask {
         self.request = Some(request);
         self.resources.server = server.1;
         self.resources.send(EngineCommand::Server(server.0, server.1));
+        self.resources.send(EngineCommand::AllowSpray(resumed.is_spray_allowed));
+        self.resources.probe_second_port(resumed.second_port);
         self.resources.send(EngineCommand::Relay(relay));
         self.resources.send(EngineCommand::Restart(local));
     }

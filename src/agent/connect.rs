@@ -4,7 +4,7 @@ use super::call::{self, CallRequest, CallResources, Negotiation};
 use super::call_auth::{self, CallAuth};
 use super::config::{Config, ServerName};
 use super::connection::{Connection, PathHandle};
-use super::engine::{EngineCommand, EngineConfig, RelayCredentials};
+use super::engine::{AccessKey, EngineCommand, EngineConfig, RelayCredentials};
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback;
 use super::keys::{AgentRole, Secret};
@@ -71,7 +71,7 @@ impl Agent {
             let reason =
                 gateway_fallback::reason(&error).filter(|_| self.config.policy != PathPolicy::DirectOnly);
             let Some(reason) = reason else { return Err(error) };
-            let engine = self.engine_config(&server, address);
+            let engine = self.engine_config(&server, address, Vec::new());
             let connected = gateway_fallback::connect(&engine, &ticket.secret, (started, reason)).await;
             return connected.map_err(|failure| gateway_fallback::add_attempt(error, &failure));
         }
@@ -93,22 +93,24 @@ impl Agent {
             pwd,
             own_relay: false,
         };
-        let resources = CallResources::start(self.engine_config(server, opened.address))?;
+        let resources = CallResources::start(self.engine_config(
+            server,
+            opened.address,
+            self.further_servers(ticket, server),
+        ))?;
         let registration = RegistrationParams { key: self.config.key.clone(), secret: None, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
         let opened = SignalingClient::open(opened.stream, server, &registration, events).await;
         let (signaling, registered) =
             opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
         resources.probe_second_port(registered.stun2.clone());
-        if !registered.spray {
-            resources.send(EngineCommand::ForbidSpray);
-        }
+        resources.send(EngineCommand::AllowSpray(registered.spray));
         let relay = relay_credentials(&registered.ice_servers);
         config.own_relay = relay.is_some();
         resources.send(EngineCommand::Relay(relay));
         let auth = CallAuth::of_connector(&ticket.secret, [&registered.tag, &callee], &config.ufrag);
         let resumption = Resumption::of_connector(Callee {
-            servers: self.servers_from(ticket, server),
+            servers: std::iter::once(server.clone()).chain(self.further_servers(ticket, server)).collect(),
             dialer: self.config.dialer.clone(),
             key: self.config.key.clone(),
             secret: ticket.secret.clone(),
@@ -123,22 +125,29 @@ impl Agent {
         establish(endpoint, (&ticket.secret, AgentRole::Connector), negotiation).await
     }
 
-    /// Returns all servers at which the listener may be, the one in use first.
-    fn servers_from(&self, ticket: &Ticket, used: &ServerName) -> Vec<ServerName> {
-        let known =
+    /// Returns the other servers at which the listener may be.
+    fn further_servers(&self, ticket: &Ticket, used: &ServerName) -> Vec<ServerName> {
+        let mut known =
             if self.config.servers.is_empty() { ticket.servers() } else { self.config.servers.clone() };
-        let others = known.into_iter().filter(|server| server != used);
-        std::iter::once(used.clone()).chain(others).collect()
+        known.retain(|server| server != used);
+        known
     }
 
     /// Returns the configuration of an ICE engine that uses the server `name` at the address `server`.
-    pub(super) fn engine_config(&self, name: &ServerName, server: SocketAddr) -> EngineConfig {
+    pub(super) fn engine_config(
+        &self,
+        name: &ServerName,
+        server: SocketAddr,
+        further_servers: Vec<ServerName>,
+    ) -> EngineConfig {
         EngineConfig {
             is_ping: self.config.protocol == Protocol::PING,
             implementation: self.config.ice,
             policy: self.config.policy,
             server,
             name: name.clone(),
+            further_servers,
+            key: self.config.key.clone().map(AccessKey),
             dialer: self.config.dialer.clone(),
             port_mapping: self.config.port_mapping,
             is_spray_allowed: self.config.spray,

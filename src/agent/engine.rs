@@ -50,6 +50,16 @@ impl std::fmt::Debug for RelayCredentials {
     }
 }
 
+/// The access key of the servers.
+#[derive(Clone)]
+pub(super) struct AccessKey(pub(super) String);
+
+impl std::fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AccessKey(..)")
+    }
+}
+
 /// The parameters of an engine.
 #[derive(Debug, Clone)]
 pub(super) struct EngineConfig {
@@ -63,6 +73,10 @@ pub(super) struct EngineConfig {
     pub(super) server: SocketAddr,
     /// The name of that server.
     pub(super) name: ServerName,
+    /// The servers beside it.
+    pub(super) further_servers: Vec<ServerName>,
+    /// The access key of all of them.
+    pub(super) key: Option<AccessKey>,
     /// Opens TCP connections to it.
     pub(super) dialer: Dialer,
     /// Whether the router is asked to map ports.
@@ -78,10 +92,12 @@ pub(super) enum EngineCommand {
     Relay(Option<RelayCredentials>),
     /// The STUN and TURN server and its address, which may have changed. Its credentials follow.
     Server(ServerName, SocketAddr),
+    /// The server may be dead.
+    VerifyRelays,
     /// The STUN server's second port.
     SecondServer(SocketAddr),
-    /// The server forbids to predict and probe ports.
-    ForbidSpray,
+    /// Whether the server allows to predict and probe ports.
+    AllowSpray(bool),
     /// The role and the local ICE credentials.
     Begin(AgentRole, IceCredentials),
     /// New local ICE credentials. All candidates are reported again, then [`EngineEvent::Restarted`]; the path stays until a new one works.
@@ -126,6 +142,8 @@ pub(super) enum EngineEvent {
     Provisional,
     /// Data goes over this path from now on, or its round-trip time is known now.
     Selected(ActivePath),
+    /// Another server is used for STUN and TURN.
+    ServerChanged(SocketAddr),
     /// ICE was restarted, and the candidates have been reported.
     Restarted,
     /// The host has other addresses.

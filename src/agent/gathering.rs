@@ -2,7 +2,8 @@
 //!
 //! Requests are sent from the sockets of the host candidates, so that the mapping that is discovered is the one that checks use. They are
 //! repeated until a response arrives, and every [`KEEPALIVE`] afterwards: the mapping stays, and a new one after a restart of the NAT is noticed.
-//! One socket also asks the server's second port; two mappings tell the type of the NAT.
+//! One socket also asks the server's second port; two mappings tell the type of the NAT. Further servers are asked too: one may be reached where
+//! the other is not, in another family or through another of a NAT's addresses.
 
 use super::nat::{self, Mappings};
 use crate::signaling::wire::NatType;
@@ -28,12 +29,14 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const BLOCKED_TIME: Duration = Duration::from_secs(1);
 /// Requests without a response that are remembered.
 const MAX_OUTSTANDING: usize = 8;
+/// Addresses of further servers that are asked.
+const MAX_FURTHER_SERVERS: usize = 6;
 
 /// An event for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GatheringEvent {
-    /// A socket has this server-reflexive address.
-    Mapped { base: SocketAddr, address: SocketAddr },
+    /// A socket has another server-reflexive address than before; see [`Gathering::mappings`].
+    Mapped { base: SocketAddr },
     /// The type of the NAT.
     Nat(NatType),
     /// All requests have been answered, or had enough time.
@@ -66,6 +69,7 @@ pub(super) struct Gathering {
     second_server: Option<SocketAddr>,
     /// The server's IPv4 address as a NAT64 reaches it.
     translated_server: Option<SocketAddr>,
+    further_servers: Vec<SocketAddr>,
     /// When the socket whose NAT is told was first used.
     started: Instant,
     /// When that socket's UDP counts as blocked.
@@ -88,6 +92,7 @@ impl Gathering {
             server,
             second_server: None,
             translated_server: None,
+            further_servers: Vec::new(),
             started: now,
             blocked_at: Some(now + BLOCKED_TIME),
             main: None,
@@ -103,6 +108,7 @@ impl Gathering {
 
     /// Takes another address of the server; [`Gathering::set_ports`] begins with it.
     pub(super) fn set_server(&mut self, server: SocketAddr) {
+        self.further_servers.retain(|further| *further != server);
         (self.server, self.second_server, self.translated_server) = (server, None, None);
         self.probes.clear();
     }
@@ -128,6 +134,24 @@ impl Gathering {
         self.probe_second(now);
         if let Some(server) = self.translated_server {
             self.set_translated_server(now, server);
+        }
+        for server in self.further_servers.clone() {
+            self.probe_further(now, server, bases);
+        }
+    }
+
+    /// Adds the address of a further server.
+    pub(super) fn add_further_server(&mut self, now: Instant, server: SocketAddr, bases: &[SocketAddr]) {
+        let is_known = self.server == server || self.further_servers.contains(&server);
+        if !is_known && self.further_servers.len() < MAX_FURTHER_SERVERS {
+            self.further_servers.push(server);
+            self.probe_further(now, server, bases);
+        }
+    }
+
+    fn probe_further(&mut self, now: Instant, server: SocketAddr, bases: &[SocketAddr]) {
+        for base in bases.iter().filter(|base| reaches(**base, server)) {
+            self.probe(now, *base, server);
         }
     }
 
@@ -188,7 +212,7 @@ impl Gathering {
         let is_new = probe.mapped != Some(mapped);
         probe.mapped = Some(mapped);
         if is_new {
-            self.events.push_back(GatheringEvent::Mapped { base, address: mapped });
+            self.events.push_back(GatheringEvent::Mapped { base });
         }
         self.conclude(now);
         true
@@ -225,6 +249,22 @@ impl Gathering {
         self.events.pop_front()
     }
 
+    /// Returns the addresses of a socket, one for each address of the NAT: the mapping to the server in use comes first, the one to its second
+    /// port last.
+    pub(super) fn mappings(&self, base: SocketAddr) -> Vec<SocketAddr> {
+        let mut probes: Vec<&Probe> = self.probes.iter().filter(|probe| probe.base == base).collect();
+        probes.sort_by_key(|probe| {
+            (Some(probe.server) == self.second_server, self.further_servers.contains(&probe.server))
+        });
+        let mut mappings: Vec<SocketAddr> = Vec::new();
+        for mapped in probes.into_iter().filter_map(|probe| probe.mapped) {
+            if !mappings.iter().any(|known| known.ip() == mapped.ip()) {
+                mappings.push(mapped);
+            }
+        }
+        mappings
+    }
+
     /// Returns the type of the NAT, once it is known.
     pub(super) fn nat(&self) -> Option<NatType> {
         self.nat
@@ -238,8 +278,9 @@ impl Gathering {
     /// Returns its mapped IPv4 address.
     pub(super) fn ipv4_mapping(&self) -> Option<SocketAddr> {
         let of_main = self.probes.iter().filter(|probe| Some(probe.base) == self.main);
-        let mut first = of_main.filter(|probe| Some(probe.server) != self.second_server);
-        first.find_map(|probe| probe.mapped.filter(SocketAddr::is_ipv4))
+        let mut first: Vec<_> = of_main.filter(|probe| Some(probe.server) != self.second_server).collect();
+        first.sort_by_key(|probe| self.further_servers.contains(&probe.server));
+        first.into_iter().find_map(|probe| probe.mapped.filter(SocketAddr::is_ipv4))
     }
 
     /// Returns whether UDP fails to reach the server, once that is known.
@@ -253,14 +294,16 @@ impl Gathering {
     fn conclude(&mut self, now: Instant) {
         let is_over = now >= self.started + BLOCKED_TIME;
         self.blocked_at = self.blocked_at.filter(|_| !is_over);
-        let mapping = |server| {
-            let probe = self
-                .probes
-                .iter()
-                .find(|probe| Some(probe.base) == self.main && Some(probe.server) == server);
-            probe.and_then(|probe| probe.mapped)
+        let of_main = || self.probes.iter().filter(|probe| Some(probe.base) == self.main);
+        let mapping = |server| of_main().find(|probe| Some(probe.server) == server)?.mapped;
+        let of_further = || {
+            let is_further = |probe: &&Probe| self.further_servers.contains(&probe.server);
+            of_main().filter(is_further).find_map(|probe| probe.mapped)
         };
-        let mappings = Mappings { first: mapping(Some(self.server)), second: mapping(self.second_server) };
+        let mappings = Mappings {
+            first: mapping(Some(self.server)).or_else(of_further),
+            second: mapping(self.second_server),
+        };
         let nat = match (self.main, mappings) {
             (_, Mappings { first: None, second: None }) => is_over.then_some(NatType::Blocked),
             (Some(main), mappings) => nat::classify(main.port(), &self.local_ips, mappings),
@@ -270,7 +313,9 @@ impl Gathering {
             self.nat = nat;
             self.events.extend(nat.map(GatheringEvent::Nat));
         }
-        let is_answered = self.probes.iter().all(|probe| probe.mapped.is_some());
+        // A further server that is dead delays nothing.
+        let of_server = |probe: &&Probe| !self.further_servers.contains(&probe.server);
+        let is_answered = self.probes.iter().filter(of_server).all(|probe| probe.mapped.is_some());
         if !self.is_done && (is_answered && !self.probes.is_empty() || is_over) {
             self.is_done = true;
             self.events.push_back(GatheringEvent::Done);
@@ -327,7 +372,8 @@ mod tests {
             [at(BASE), at("10.1.0.5:4001")]
         );
         assert!(answer(&mut gathering, now, &first[0], at(MAPPED)));
-        assert_eq!(events(&mut gathering), [GatheringEvent::Mapped { base: at(BASE), address: at(MAPPED) }]);
+        assert_eq!(events(&mut gathering), [GatheringEvent::Mapped { base: at(BASE) }]);
+        assert_eq!(gathering.mappings(at(BASE)), [at(MAPPED)]);
         let mut repeated = 0;
         while now < gathering.started + Duration::from_secs(3) {
             now = gathering.poll_timeout().unwrap();
@@ -348,8 +394,9 @@ mod tests {
         let sent = requests(&mut gathering);
         let request = sent.iter().find(|request| request.server == translated).unwrap();
         assert!(answer(&mut gathering, now, request, at(MAPPED)));
-        let mapped = GatheringEvent::Mapped { base: at("[2001:db8::1]:4002"), address: at(MAPPED) };
-        assert!(events(&mut gathering).contains(&mapped));
+        let base = at("[2001:db8::1]:4002");
+        assert!(events(&mut gathering).contains(&GatheringEvent::Mapped { base }));
+        assert_eq!(gathering.mappings(base), [at(MAPPED)]);
         gathering.set_ports(now, &[at("[2001:db8::2]:4003")]);
         assert!(requests(&mut gathering).iter().any(|request| request.server == translated));
     }
@@ -366,6 +413,38 @@ mod tests {
         let sent = requests(&mut gathering);
         assert_eq!(sent.iter().map(|request| request.server).collect::<Vec<_>>(), [at("198.51.100.2:3478")]);
         assert!(answer(&mut gathering, now, &sent[0], at(MAPPED)));
+    }
+
+    #[test]
+    fn further_servers_give_the_addresses_that_the_first_does_not() {
+        let now = time::now().mono;
+        let bases = [at(BASE), at("[2001:db8::1]:4002")];
+        let mut gathering = Gathering::new(now, at("198.51.100.1:3478"), [1; 32]);
+        gathering.set_ports(now, &bases);
+        let first = requests(&mut gathering);
+        for server in ["198.51.100.2:3478", "198.51.100.3:3478", "[2001:db8::53]:3478", "198.51.100.1:3478"] {
+            gathering.add_further_server(now, at(server), &bases);
+            gathering.add_further_server(now, at(server), &bases);
+        }
+        let further = requests(&mut gathering);
+        assert_eq!(further.len(), 3, "{further:?}");
+        // The same NAT; another port of it, as a NAT that maps each destination anew has; another address of it.
+        assert!(answer(&mut gathering, now, &further[0], at("203.0.113.9:5000")));
+        assert_eq!(gathering.mappings(at(BASE)), [at("203.0.113.9:5000")]);
+        assert_eq!(gathering.is_udp_blocked(now), Some(false));
+        assert!(answer(&mut gathering, now, &first[0], at(MAPPED)));
+        assert!(events(&mut gathering).contains(&GatheringEvent::Done), "dead further servers delay nothing");
+        assert!(answer(&mut gathering, now, &further[1], at("203.0.113.10:6000")));
+        assert_eq!(gathering.mappings(at(BASE)), [at(MAPPED), at("203.0.113.10:6000")]);
+        assert_eq!(gathering.ipv4_mapping(), Some(at(MAPPED)));
+        // The first server is used no longer; those that are left are asked again.
+        gathering.set_server(at("198.51.100.2:3478"));
+        gathering.set_ports(now, &bases);
+        assert_eq!(requests(&mut gathering).len(), 3);
+        let many: Vec<SocketAddr> =
+            (0..100).map(|port| at(&format!("198.51.100.9:{}", 100 + port))).collect();
+        many.iter().for_each(|server| gathering.add_further_server(now, *server, &bases));
+        assert!(requests(&mut gathering).len() <= MAX_FURTHER_SERVERS);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! and sets the outlet to the selected pair. It looks at the data's signs of life every [`TICK`] while there is traffic.
 
 mod extra_sockets;
+mod further_servers;
 mod mappings;
 mod names;
 mod provisional;
+mod reflexive;
 mod relays;
 mod simultaneous_open;
 mod translation;
@@ -14,7 +16,9 @@ mod translation;
 use super::candidate::{self, CandidatePath};
 use super::config::ServerName;
 use super::datagram_queue::DatagramQueue;
-use super::engine::{ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials};
+use super::engine::{
+    AccessKey, ActivePath, EngineCommand, EngineConfig, EngineEvent, EngineQueues, RelayCredentials,
+};
 use super::gathering::{Gathering, GatheringEvent};
 use super::host_addresses::{host_addresses, source_address};
 use super::keys::AgentRole;
@@ -30,10 +34,12 @@ use crate::ice::{
     Candidate, CandidateError, CandidateKind, CandidateTransport, IceAgent, IceConfig, IceCredentials,
     IceEvent, IceRole, IceState, SelectedPair,
 };
+use crate::net::dialer::Dialer;
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::turn_client::LongTermCredentials;
 use extra_sockets::ExtraSockets;
+use further_servers::FurtherServers;
 use names::Names;
 use relays::Relays;
 use simultaneous_open::SimultaneousOpen;
@@ -81,6 +87,7 @@ pub(super) struct IceEngine {
     streams: PeerStreams,
     simultaneous_open: SimultaneousOpen,
     gathering: Gathering,
+    further: FurtherServers,
     network: NetworkChanges,
     mapper: PortMapper,
     names: Names,
@@ -109,6 +116,7 @@ impl IceEngine {
         let server = config.server;
         let mut engine = Self {
             mapper: PortMapper::start(Self::maps_ports(&config)),
+            further: FurtherServers::start(&config.further_servers),
             extra: ExtraSockets::new(&config),
             config,
             streams: PeerStreams::new(Arc::clone(&tunnel)),
@@ -154,6 +162,7 @@ impl IceEngine {
                 },
                 Some(message) = self.queues.messages.recv() => self.handle_message(time::now().mono, message),
                 event = self.streams.next() => self.handle_stream(time::now().mono, event),
+                found = self.further.next() => self.handle_further_server(time::now().mono, found),
                 event = self.mapper.next() => self.handle_mapping(time::now().mono, event),
                 text = self.names.next() => self.add_remote_candidate(time::now().mono, &text),
                 () = self.network.changed() => self.handle_network_change(time::now().mono),
@@ -177,6 +186,8 @@ impl IceEngine {
             patience,
             self.relays.stream_used_at.map(|at| at + STREAM_IDLE),
             self.tick,
+            self.simultaneous_open.retry_at,
+            self.further.poll_timeout(),
             self.extra.hard_nat.poll_timeout(),
         ]
         .into_iter()
@@ -189,8 +200,9 @@ impl IceEngine {
         match command {
             EngineCommand::Relay(credentials) => self.set_relay(now, credentials),
             EngineCommand::Server(name, address) => self.set_server(now, name, address),
+            EngineCommand::VerifyRelays => self.verify_relays(now),
             EngineCommand::SecondServer(server) => self.gathering.set_second_server(now, server),
-            EngineCommand::ForbidSpray => self.extra.hard_nat.forbid(now),
+            EngineCommand::AllowSpray(is_allowed) => self.extra.hard_nat.set_vetoed(now, !is_allowed),
             EngineCommand::Begin(role, credentials) => self.begin(now, role, credentials),
             EngineCommand::Restart(credentials) => self.restart(now, credentials),
             EngineCommand::Start(credentials) => {
@@ -302,6 +314,7 @@ impl IceEngine {
             for base in bases {
                 self.remove_candidates(now, base);
             }
+            self.streams.close_listeners(ip);
         }
         self.ports = kept;
         for (index, ip) in (0..).zip(addresses.iter().copied()) {
@@ -422,6 +435,8 @@ impl IceEngine {
             self.relays.retry_at = None;
             self.start_udp_relay(now);
         }
+        self.drop_silent_relays(now);
+        self.ask_further_server(now);
         self.release_idle_stream(now);
         self.look_at_traffic(now);
         self.extra.hard_nat.handle_timeout(now);
@@ -500,9 +515,7 @@ impl IceEngine {
         }
         self.gathering.refresh(now);
         self.mapper.renew();
-        for relay in &mut self.relays.clients {
-            relay.migrate(now, None);
-        }
+        self.verify_relays(now);
         self.relays.failures = 0;
         if self.relays.credentials.is_some() {
             self.start_stream_relay(now);
@@ -516,42 +529,11 @@ impl IceEngine {
     fn flush(&mut self, now: Instant) {
         self.flush_gathering(now);
         self.flush_relays(now);
+        self.watch_relays(now);
         self.flush_agent(now);
         self.flush_hard_nat(now);
         for relay in &mut self.relays.clients {
             relay.send_waiting();
-        }
-    }
-
-    fn flush_gathering(&mut self, now: Instant) {
-        while let Some(request) = self.gathering.poll_transmit() {
-            if let Some(port) = self.port(request.base) {
-                port.send_message(request.server, &request.bytes);
-            }
-        }
-        while let Some(event) = self.gathering.poll_event() {
-            match event {
-                GatheringEvent::Mapped { base, address } if address != base => {
-                    let index = self.ports.iter().position(|port| port.local_addr() == base);
-                    let index = index.and_then(|index| u16::try_from(index).ok()).unwrap_or(0);
-                    let preference = u16::MAX - index * PREFERENCE_STEP;
-                    let transport = CandidateTransport::Udp;
-                    let reflexive = Candidate::server_reflexive(transport, address, base, preference);
-                    // A socket has one mapping: whoever answers cannot make the list grow.
-                    self.candidates.retain(|known| {
-                        known.kind != CandidateKind::ServerReflexive
-                            || known.base != base
-                            || mappings::is_mapped(known)
-                    });
-                    self.add_candidate(now, reflexive);
-                }
-                GatheringEvent::Mapped { .. } => {}
-                GatheringEvent::Nat(nat) => self.queues.send(EngineEvent::Nat(nat)),
-                GatheringEvent::Done => {
-                    self.mappings_done = true;
-                    self.conclude_gathering(now);
-                }
-            }
         }
     }
 

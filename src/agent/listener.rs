@@ -2,6 +2,7 @@
 
 use super::call::{self, CallRequest, CallResources};
 use super::call_auth::{CallAuth, ReplayCache, SessionSecret, resumed_fragment};
+use super::config::ServerName;
 use super::connect::{self, Agent};
 use super::connection::Connection;
 use super::engine::{EngineCommand, EngineConfig};
@@ -68,9 +69,10 @@ impl Agent {
         let registered = servers::register(&self.config.dialer, self.config.servers.clone(), &registration);
         let (session, events_rx) = registered.await?;
         registration.epoch = session.registered.epoch;
-        let engine = self.engine_config(&session.name, session.address);
+        let others: Vec<ServerName> =
+            self.config.servers.iter().filter(|server| **server != session.name).cloned().collect();
+        let engine = self.engine_config(&session.name, session.address, others.clone());
         let describe = ping::describe(&self.config);
-        let others = self.config.servers.iter().filter(|server| **server != session.name).cloned();
         let ticket = Ticket::new(session.name.clone(), session.registered.tag.to_string(), rand::random())
             .with_further_servers(others);
         Ok(Listener::spawn(ticket, registration, (engine, describe), session, events_rx))
@@ -382,6 +384,8 @@ impl ListenerTask {
             ufrag,
             server: (self.session.name.clone(), self.session.address),
             relay: connect::relay_credentials(&self.session.registered.ice_servers),
+            second_port: self.session.registered.stun2.clone(),
+            is_spray_allowed: self.session.registered.spray,
         });
         let refused = match self.sessions.get(&session).map(|session| session.calls.try_send(call)) {
             Some(Ok(())) => return,
@@ -395,14 +399,17 @@ impl ListenerTask {
 
     /// Starts what a call needs.
     fn prepare(&self) -> Result<CallResources, ConnectError> {
-        let resources =
-            CallResources::start(EngineConfig { server: self.session.address, ..self.engine.clone() })?;
+        let further_servers =
+            self.ticket.servers().into_iter().filter(|server| *server != self.session.name).collect();
+        let resources = CallResources::start(EngineConfig {
+            server: self.session.address,
+            further_servers,
+            ..self.engine.clone()
+        })?;
         let relay = connect::relay_credentials(&self.session.registered.ice_servers);
         resources.send(EngineCommand::Relay(relay));
         resources.probe_second_port(self.session.registered.stun2.clone());
-        if !self.session.registered.spray {
-            resources.send(EngineCommand::ForbidSpray);
-        }
+        resources.send(EngineCommand::AllowSpray(self.session.registered.spray));
         Ok(resources)
     }
 

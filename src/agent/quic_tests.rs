@@ -79,6 +79,8 @@ fn config(implementation: IceImplementation, policy: PathPolicy, server: SocketA
         policy,
         server,
         name,
+        further_servers: Vec::new(),
+        key: None,
         dialer: Dialer::default(),
         port_mapping: false,
         is_spray_allowed: true,

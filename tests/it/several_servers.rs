@@ -1,6 +1,8 @@
-//! The first of two servers is dead: a listener and a connector use the second one.
+//! The first of two servers is dead, or gives no relay: a listener and a connector use the second one.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -124,4 +126,39 @@ fn a_relayed_session_goes_on_at_the_second_server_when_the_first_dies() {
     let mut line = String::new();
     BufReader::new(from_listener).read_line(&mut line).unwrap();
     assert_eq!(line, "still there\n");
+}
+
+/// The first server registers both sides and answers Binding requests, but has no relay port to give.
+#[test]
+fn the_relay_is_taken_from_another_server_where_the_first_one_gives_none() {
+    let relay_port = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = relay_port.local_addr().unwrap().port();
+    let allow = "allow_peers = [\"127.0.0.1/32\"]";
+    let exhausted = TestServer::on_loopback(&format!("{allow}\nrelay_ports = \"{port}-{port}\""));
+    let mut other = TestServer::on_loopback(allow);
+    for file in ["secret", "key"] {
+        std::fs::copy(exhausted.state().join(file), other.state().join(file)).unwrap();
+    }
+    other.restart();
+    let key = exhausted.key();
+    let start = |name: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+        command.args(arguments).args(["--relay-only", "--json"]).env("AGENT_KEY", &key);
+        Proc::start(name, command, Stdout::Pipe)
+    };
+    let servers = [exhausted.address.to_string(), other.address.to_string()];
+    let mut listener = start("listener", &["listen", "--server", &servers[0], "--server", &servers[1]]);
+    let (_to_connector, from_listener) = listener.take_pipes();
+    let mut connector = start("connector", &["connect", &ticket(&listener)]);
+    let (mut to_listener, _from_connector) = connector.take_pipes();
+    for side in [&listener, &connector] {
+        side.expect("a relayed path of the second server", UP, |line| {
+            event(line, "path")
+                .filter(|path| path["kind"] == "relay" && path["remote"] == servers[1].as_str())
+        });
+    }
+    to_listener.write_all(b"relayed there\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(from_listener).read_line(&mut line).unwrap();
+    assert_eq!(line, "relayed there\n");
 }

@@ -19,6 +19,8 @@ pub(super) struct Relays {
     pub(super) stream_used_at: Option<Instant>,
     /// The server that is used once the relay that carries the data has died.
     pub(super) next_server: Option<(ServerName, SocketAddr)>,
+    /// When a message of the server has arrived.
+    pub(super) answered_at: Option<Instant>,
     /// Addresses of the peer that are permitted before anything is sent to them.
     pub(super) permitted: Vec<IpAddr>,
 }
@@ -120,6 +122,7 @@ impl IceEngine {
         message: &EngineMessage,
     ) {
         let Some(relay) = relay.and_then(|index| self.relays.clients.get_mut(index)) else { return };
+        self.relays.answered_at = Some(now);
         let Some((peer, payload)) = relay.handle(now, &message.bytes) else { return };
         let payload = message.bytes.slice(payload);
         if payload.first().is_some_and(|first| *first > 3) {
