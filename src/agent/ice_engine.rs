@@ -364,6 +364,9 @@ impl IceEngine {
                 }
             }
             PeerStreamEvent::Message((local, remote), bytes) => {
+                if !self.streams.is_confirmed((local, remote)) && agent.is_authentic_check(&bytes) {
+                    self.streams.confirm((local, remote));
+                }
                 agent.handle_tcp_message(now, local, remote, &bytes);
             }
             PeerStreamEvent::Closed(key) => {

@@ -8,12 +8,14 @@ use super::datagram_queue::DatagramQueue;
 use super::nat;
 use super::tunnel::Tunnel;
 use crate::ice::CandidateTransport;
+use crate::net::time;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
@@ -21,9 +23,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An accepted connection without a message is closed after this time.
-const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most accepted connections; a peer needs one for each pair of addresses.
+/// An accepted connection without an authentic check is closed after this time.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most accepted connections; a peer needs one for each pair of addresses. The oldest one of a stranger gives way.
 const MAX_ACCEPTED: usize = 32;
 const BACKLOG: u32 = 16;
 /// Between requests to the server, which keep a mapping, and the time limit of each.
@@ -65,6 +67,10 @@ struct PeerStream {
     queue: Arc<DatagramQueue>,
     task: AbortHandle,
     direction: Direction,
+    /// It is the peer's: opened by this side, or an authentic check has arrived.
+    is_confirmed: Arc<AtomicBool>,
+    /// When it was opened or accepted.
+    since: Instant,
 }
 
 /// The connections of one engine, which end with it.
@@ -156,8 +162,7 @@ impl PeerStreams {
 
     /// Begins to read and write an open connection; `false` if there are too many.
     pub(super) fn start(&mut self, key: StreamKey, stream: TcpStream, direction: Direction) -> bool {
-        let accepted = self.streams.values().filter(|stream| stream.direction == Direction::Accepted).count();
-        if direction == Direction::Accepted && accepted >= MAX_ACCEPTED {
+        if direction == Direction::Accepted && !self.make_room() {
             return false;
         }
         self.forget_ended();
@@ -165,16 +170,50 @@ impl PeerStreams {
         let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
         let queue = Arc::new(DatagramQueue::default());
         let (events, tunnel, frames) = (self.events.clone(), Arc::clone(&self.tunnel), Arc::clone(&queue));
+        let is_confirmed = Arc::new(AtomicBool::new(direction == Direction::Connected));
+        let confirmed = Arc::clone(&is_confirmed);
         let task = self.tasks.spawn(async move {
-            if let Err(error) = forward(key, stream, &frames, (&tunnel, &events)).await {
+            let forwarded = tokio::select! {
+                forwarded = forward(key, stream, &frames, (&tunnel, &events)) => forwarded,
+                () = expect_confirmation(&confirmed) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            if let Err(error) = forwarded {
                 tracing::debug!(%error, remote = %key.1, "a TCP connection with the peer has ended");
             }
             let _ = events.send(PeerStreamEvent::Closed(key)).await;
         });
-        if let Some(replaced) = self.streams.insert(key, PeerStream { queue, task, direction }) {
+        let started = PeerStream { queue, task, direction, is_confirmed, since: time::now().mono };
+        if let Some(replaced) = self.streams.insert(key, started) {
             replaced.task.abort();
         }
         true
+    }
+
+    /// Closes the oldest connection of a stranger, if there are too many. Returns whether there is room for another one.
+    fn make_room(&mut self) -> bool {
+        let accepted = || self.streams.iter().filter(|(_, stream)| stream.direction == Direction::Accepted);
+        if accepted().count() < MAX_ACCEPTED {
+            return true;
+        }
+        let is_strange = |stream: &PeerStream| !stream.is_confirmed.load(Ordering::Relaxed);
+        let strangers = accepted().filter(|(_, stream)| is_strange(stream));
+        let oldest = strangers.min_by_key(|(_, stream)| stream.since).map(|(key, _)| *key);
+        if let Some(key) = oldest {
+            self.close(key);
+        }
+        oldest.is_some()
+    }
+
+    /// Returns whether a connection is the peer's.
+    pub(super) fn is_confirmed(&self, key: StreamKey) -> bool {
+        self.streams.get(&key).is_some_and(|stream| stream.is_confirmed.load(Ordering::Relaxed))
+    }
+
+    /// Handles that an authentic check has arrived on a connection.
+    pub(super) fn confirm(&self, key: StreamKey) {
+        if let Some(stream) = self.streams.get(&key) {
+            stream.is_confirmed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// A set keeps its ended tasks until they are taken.
@@ -277,6 +316,14 @@ async fn accept(listener: TcpListener, local: SocketAddr, events: mpsc::Sender<P
     }
 }
 
+/// Ends when a connection has been a stranger's for too long.
+async fn expect_confirmation(is_confirmed: &AtomicBool) {
+    tokio::time::sleep(CHECK_TIMEOUT).await;
+    if is_confirmed.load(Ordering::Relaxed) {
+        std::future::pending().await
+    }
+}
+
 async fn forward(
     key: StreamKey,
     stream: TcpStream,
@@ -291,18 +338,11 @@ async fn forward(
     };
     let read = async {
         let mut buffer = BytesMut::with_capacity(READ_BUFFER);
-        let mut is_first = true;
         loop {
-            let read = reader.read_buf(&mut buffer);
-            let received = match is_first {
-                true => timeout(FIRST_MESSAGE_TIMEOUT, read).await??,
-                false => read.await?,
-            };
-            if received == 0 {
+            if reader.read_buf(&mut buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             while let Some(message) = next_message(&mut buffer) {
-                is_first = false;
                 match message.first() {
                     Some(0x00..=0x03) => {
                         let _ = events.send(PeerStreamEvent::Message(key, message)).await;
@@ -378,6 +418,53 @@ mod tests {
         a.close(from_a);
         let PeerStreamEvent::Closed(key) = b.next().await else { panic!("not closed") };
         assert_eq!(key, from_b);
+    }
+
+    /// Connects to a listener; the connection is started.
+    async fn connect_as_stranger(streams: &mut PeerStreams, listening: SocketAddr) -> (TcpStream, StreamKey) {
+        let stranger = TcpStream::connect(listening).await.unwrap();
+        loop {
+            if let PeerStreamEvent::Opened(key, stream, Direction::Accepted) = streams.next().await {
+                assert!(streams.start(key, stream, Direction::Accepted));
+                return (stranger, key);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn strangers_do_not_keep_the_peer_out() {
+        let mut streams = PeerStreams::new(Tunnel::new(None).0);
+        let listening = streams.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (_peer, of_peer) = connect_as_stranger(&mut streams, listening).await;
+        streams.confirm(of_peer);
+        let mut strangers = Vec::new();
+        for _ in 0..3 * MAX_ACCEPTED {
+            strangers.push(connect_as_stranger(&mut streams, listening).await);
+            assert!(streams.streams.len() <= MAX_ACCEPTED);
+        }
+        assert!(streams.is_confirmed(of_peer), "the peer's connection stays");
+        let (_late, late) = connect_as_stranger(&mut streams, listening).await;
+        assert!(streams.streams.contains_key(&late), "and a late one is accepted");
+        for (_, key) in &strangers {
+            streams.confirm(*key);
+        }
+        streams.confirm(late);
+        assert!(!streams.make_room(), "those of the peer do not give way");
+    }
+
+    #[tokio::test]
+    async fn an_accepted_connection_without_a_check_is_closed() {
+        let mut streams = PeerStreams::new(Tunnel::new(None).0);
+        let listening = streams.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (_peer, of_peer) = connect_as_stranger(&mut streams, listening).await;
+        streams.confirm(of_peer);
+        let (mut talkative, of_stranger) = connect_as_stranger(&mut streams, listening).await;
+        talkative.write_all(&[0, 4, 0x40, 1, 2, 3, 0]).await.unwrap();
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
+        let PeerStreamEvent::Closed(key) = streams.next().await else { panic!("not closed") };
+        assert_eq!((key, began.elapsed() >= CHECK_TIMEOUT / 2), (of_stranger, true));
+        assert!(streams.is_confirmed(of_peer));
     }
 
     #[tokio::test]

@@ -154,6 +154,8 @@ fn assert_pinholes(protocols: (bool, bool)) {
         return;
     }
     const HOST: &str = "2001:db8:21::2";
+    // As the rules of the daemon name it.
+    const WORD: &str = "0x20010db8002100000000000000000002";
     let net = Net::new();
     let test_server = TestServer::on(&net.island(10));
     let nat = net.nat(NatKind::PortRestricted, 21);
@@ -167,19 +169,25 @@ fn assert_pinholes(protocols: (bool, bool)) {
     host.run("ip", &["addr", "add", &format!("{HOST}/64"), "dev", "eth0", "nodad"]);
     host.run("ip", &["route", "add", "default", "via", "2001:db8:21::1"]);
     let external = net.add_outer_address(&nat);
+    if !protocols.1 {
+        // The daemon speaks PCP over IPv6 all the same.
+        router.nft("table inet without_pcp { chain in { type filter hook input priority -50; udp dport 5351 drop; }; }");
+    }
     let daemon = start_daemon_with(&router, external, protocols, &[]);
     let server = test_server.address.to_string();
     let mut listener = agent("listener", &host, &["listen", "--server", &server]);
     let _to_listener = listener.take_pipes();
     let opened = try_until(Instant::now() + UP, || {
         let rules = pinholes(&router);
-        if rules.contains(HOST) { Ok(()) } else { Err(rules) }
+        if rules.contains(WORD) { Ok(()) } else { Err(rules) }
     });
     assert!(opened.is_ok(), "{opened:?}\n{}\n{}", listener.printed(), daemon.0.printed());
+    let by_upnp = daemon.0.printed().contains("#AddPinhole");
+    assert_eq!(by_upnp, !protocols.1, "{}", daemon.0.printed());
     listener.terminate();
     let closed = try_until(Instant::now() + UP, || {
         let rules = pinholes(&router);
-        if rules.contains(HOST) { Err(rules) } else { Ok(()) }
+        if rules.contains(WORD) { Err(rules) } else { Ok(()) }
     });
     assert!(closed.is_ok(), "{closed:?}\n{}", listener.printed());
 }

@@ -168,6 +168,8 @@ pub(in crate::agent) struct HardNat {
     state: State,
     /// Ids of the latest attempts: a relay may repeat what it has forwarded.
     ended: VecDeque<u32>,
+    /// When this side last took part at the request of another hard one.
+    followed_at: Option<Instant>,
     rng: ChaCha20Rng,
     outputs: VecDeque<HardNatOutput>,
 }
@@ -184,6 +186,7 @@ impl HardNat {
             not_before: None,
             state: State::Idle,
             ended: VecDeque::new(),
+            followed_at: None,
             rng: ChaCha20Rng::from_seed(config.seed),
             outputs: VecDeque::new(),
             config,

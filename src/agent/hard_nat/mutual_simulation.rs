@@ -354,7 +354,7 @@ fn two_sequences_meet_at_once() {
 #[test]
 fn loss_and_ports_that_others_take_cost_little() {
     for (loss, others, most_failures) in
-        [(0.03, 0, 1), (0.0, 20, 1), (0.03, 20, 2), (0.1, 0, 4), (0.1, 20, 8), (0.0, 40, 10)]
+        [(0.03, 0, 1), (0.0, 20, 1), (0.03, 20, 2), (0.1, 0, 4), (0.1, 20, 8), (0.0, 40, 40)]
     {
         let (direct, slowest) = successes([1, 1], loss, others, 100);
         assert!(100 - direct <= most_failures, "{loss}, {others}: {direct}, {slowest:?}");
@@ -440,6 +440,29 @@ fn a_peer_cannot_have_other_addresses_probed() {
         assert!(world.sides[1].sent.iter().all(|(_, to)| to.ip() != victim && to.ip() != server.ip()));
         world.assert_limits();
     }
+}
+
+#[test]
+fn a_peer_cannot_have_the_server_asked_without_end() {
+    let mut world = World::new([Mapping::Sequence(1); 2], 0.0, 0, 4);
+    let remotes = world.sides[1].remotes.clone();
+    world.sides[0].machine.set_vetoed(world.now, true);
+    world.run(Duration::from_secs(1));
+    let (mut asked, begin) = (0, world.now);
+    for attempt in 0..2_000_u32 {
+        let refuse = MessageBody::Refuse(super::wire::SprayRefusal::Busy);
+        for body in [MessageBody::Request, refuse] {
+            let message = SprayMessage { id: 5_000_000 + attempt, body };
+            world.sides[1].machine.handle_message(world.now, message, &remotes);
+            world.flush();
+            asked += world.packets.values().filter(|packet| matches!(packet, Packet::Request { .. })).count();
+            world.packets.retain(|_, packet| !matches!(packet, Packet::Request { .. }));
+            world.in_flight.clear();
+        }
+        world.run(Duration::from_millis(5));
+    }
+    let seconds = usize::try_from((world.now - begin).as_secs()).unwrap();
+    assert!(asked > 0 && asked <= 8 * (seconds / 2 + 2), "{asked} requests in {seconds} s");
 }
 
 #[test]

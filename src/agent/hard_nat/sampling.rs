@@ -52,3 +52,40 @@ impl Sampling {
         self.next.min(self.end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::time::mono;
+    use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    fn response(id: TransactionId, port: u16) -> Vec<u8> {
+        let response = Builder::new(Class::Success, Method::BINDING, id);
+        response.xor_address(attr::XOR_MAPPED_ADDRESS, ([203, 0, 113, 7], port).into()).finish()
+    }
+
+    #[test]
+    fn a_forged_response_does_not_count_and_none_counts_twice() {
+        let (mut rng, start) = (ChaCha20Rng::from_seed([1; 32]), mono());
+        let mut sampling = Sampling::new(start, &mut rng);
+        let requests = sampling.poll(start);
+        assert_eq!(requests.len(), SAMPLES);
+        let id = |index: usize| Message::parse(&requests[index].1).unwrap().transaction();
+        // Of another request, of another socket, of no socket.
+        sampling.handle(0, &response(TransactionId::new([9; 12]), 6000));
+        sampling.handle(1, &response(id(0), 6000));
+        sampling.handle(SAMPLES, &response(id(0), 6000));
+        assert_eq!(sampling.conclude(start + ASK_TIME), Some(Vec::new()));
+        for index in 0..SAMPLES - 1 {
+            sampling.handle(index, &response(id(index), 4000 + u16::try_from(index).unwrap()));
+            sampling.handle(index, &response(id(index), 7000));
+        }
+        assert_eq!(sampling.conclude(start), None);
+        assert_eq!(sampling.poll(start + ASK_INTERVAL).len(), 1, "only the one without a response");
+        let samples = sampling.conclude(start + ASK_TIME).unwrap();
+        assert_eq!(samples.len(), SAMPLES - 1);
+        assert!(samples.iter().all(|sample| sample.port() < 4100));
+    }
+}

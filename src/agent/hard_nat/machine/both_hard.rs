@@ -1,8 +1,8 @@
 //! Two hard sides: which of them leads, and what [`Mutual`] decides.
 
 use super::{
-    Candidate, CandidateKind, HardNat, HardNatOutput, Instant, MAX_TIME, MessageBody, Mutual, MutualOutput,
-    ProbeSource, SprayMessage, SprayRefusal, SprayStatus, State, is_own_address,
+    BUSY_WAIT, Candidate, CandidateKind, HardNat, HardNatOutput, Instant, MAX_TIME, MessageBody, Mutual,
+    MutualOutput, ProbeSource, SprayMessage, SprayRefusal, SprayStatus, State, is_own_address,
 };
 use crate::agent::hard_nat::limits::MAX_PACKETS;
 use std::net::Ipv4Addr;
@@ -23,6 +23,10 @@ impl HardNat {
             self.outputs.push_back(HardNatOutput::Status(status));
             return Err(refusal);
         }
+        // Each attempt has the server asked eight times.
+        if self.followed_at.is_some_and(|at| now < at + BUSY_WAIT) {
+            return Err(SprayRefusal::Busy);
+        }
         let permit = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.config.record.acquire().ok_or(SprayRefusal::Busy)?,
             State::Requesting { id: own, permit, .. } if own < id => permit,
@@ -32,6 +36,7 @@ impl HardNat {
                 return if leads { Ok(()) } else { Err(SprayRefusal::Busy) };
             }
         };
+        self.followed_at = Some(now);
         let mutual = Box::new(Mutual::following(now, &mut self.rng));
         self.state = State::Mutual { id, permit, mutual, target: None, end: now + MAX_TIME };
         self.flush_mutual(now);
