@@ -258,6 +258,16 @@ fn an_end_before_a_path_and_an_offer_without_credentials_are_failures() {
 }
 
 #[test]
+fn a_candidate_that_comes_both_ways_is_used_once() {
+    let mut session = checking(config(AgentRole::Connector), start());
+    for text in [HOST, HOST, RELAY, HOST, RELAY] {
+        session.handle_trickle(&[text.to_owned()], false, None);
+    }
+    let expected = [HOST, RELAY].map(|text| SessionOutput::Candidate(text.to_owned()));
+    assert_eq!(drain(&mut session), expected);
+}
+
+#[test]
 fn the_number_of_candidates_is_bounded() {
     let now = start();
     let mut session = checking(config(AgentRole::Connector), now);
