@@ -473,12 +473,21 @@ impl HardNat {
     fn handle_ready(&mut self, now: Instant, target: SocketAddr, remotes: &[Candidate]) {
         let is_offered = remotes.iter().any(|remote| is_own_address(remote) && remote.address == target);
         if !is_offered || !self.may_probe(target.ip(), remotes) {
-            return self.stop(now, SprayRefusal::Address, None);
+            return self.refuse_address(now, is_offered);
         }
         if let State::Requesting { id, permit, .. } = std::mem::replace(&mut self.state, State::Idle) {
             let (round, packets, end) = (0, 0, now + MAX_TIME);
             self.begin_sampling(now, Attempt { id, permit, target, round, packets, end, is_entered: false });
             self.outputs.push_back(HardNatOutput::Status(SprayStatus::Running));
+        }
+    }
+
+    /// Refuses an address of the other side. The candidate that names it may still be on its way.
+    fn refuse_address(&mut self, now: Instant, is_offered: bool) {
+        let refusal = if is_offered { SprayRefusal::Address } else { SprayRefusal::Busy };
+        self.stop(now, refusal, None);
+        if !is_offered {
+            self.not_before = Some(now + BUSY_WAIT);
         }
     }
 
@@ -498,8 +507,11 @@ impl HardNat {
         let is_allowed = self.is_reflexive(ip, remotes) && round < MAX_ROUNDS;
         let State::Easy { id, permit, probing, .. } = &mut self.state else { return };
         let (id, is_first) = (*id, probing.is_none());
-        if !is_allowed || probing.as_ref().is_some_and(|probing| probing.ip != ip) {
+        if probing.as_ref().is_some_and(|probing| probing.ip != ip) {
             return self.stop(now, SprayRefusal::Address, None);
+        }
+        if !is_allowed {
+            return self.refuse_address(now, is_known_ip(ip.into(), remotes));
         }
         let own = self.address.map_or(IpAddr::V4(ip), |address| address.ip());
         if is_first && !permit.enter(now, [own, ip.into()], ports.is_sequence()) {
@@ -640,6 +652,11 @@ impl HardNat {
             self.begin_sampling(now, attempt);
         }
     }
+}
+
+/// Whether the other side has a candidate of this address.
+fn is_known_ip(ip: IpAddr, remotes: &[Candidate]) -> bool {
+    remotes.iter().any(|remote| remote.address.ip() == ip)
 }
 
 /// Whether a candidate is an address of the other side itself.

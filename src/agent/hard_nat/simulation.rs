@@ -363,6 +363,17 @@ fn a_failed_spray_keeps_its_limits_and_is_not_repeated_within_an_hour() {
 }
 
 #[test]
+fn a_candidate_that_comes_late_costs_only_time() {
+    for index in 0..2 {
+        let mut world = World::new(Mapping::Sequence(1), 0.0, 4);
+        let late = std::mem::take(&mut world.remotes[index]);
+        assert!(!world.run(Duration::from_secs(2)) && world.sent[index].is_empty());
+        world.remotes[index] = late;
+        assert!(world.run(Duration::from_secs(8)), "{index}");
+    }
+}
+
+#[test]
 fn a_direct_path_that_is_lost_is_looked_for_again() {
     for mapping in [Mapping::Sequence(1), Mapping::Block(512), Mapping::Random] {
         let mut world = World::new(mapping, 0.0, 2);

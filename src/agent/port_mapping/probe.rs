@@ -66,6 +66,7 @@ async fn map(router: &Router, lease: &mut Lease) -> PortMappingSupport {
     let mapped = match router {
         Router::Pcp(router) => router.map(lease, LIFETIME).await,
         Router::Upnp(router) => router.map(lease, LIFETIME).await,
+        Router::Firewall(router) => router.map(lease, LIFETIME).await,
     };
     match (mapped, router) {
         (Some((external, lifetime)), _) if candidate::is_global(external.ip()) => {
@@ -76,6 +77,6 @@ async fn map(router: &Router, lease: &mut Lease) -> PortMappingSupport {
             Some(address) if !candidate::is_global(address) => PortMappingSupport::BehindNat(address),
             _ => PortMappingSupport::Refuses,
         },
-        (None, Router::Pcp(_)) => PortMappingSupport::Refuses,
+        (None, Router::Pcp(_) | Router::Firewall(_)) => PortMappingSupport::Refuses,
     }
 }

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::authority::Authority;
-use crate::lab::{Host, Link, NAT64_V6, Nat, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet, start_nat64};
+use crate::lab::{
+    Host, Link, NAT64_V6, Nat, NatBehavior, NatKind, RoutedHost, RoutedNat, RoutedNet, start_nat64,
+};
 use crate::port_mapping::{Daemon, start_daemon};
 use crate::proc::Proc;
 use crate::test_server::TestServer;

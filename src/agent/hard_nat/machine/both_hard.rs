@@ -2,7 +2,7 @@
 
 use super::{
     BUSY_WAIT, Candidate, CandidateKind, HardNat, HardNatOutput, Instant, MAX_TIME, MessageBody, Mutual,
-    MutualOutput, ProbeSource, SprayMessage, SprayRefusal, SprayStatus, State, is_own_address,
+    MutualOutput, ProbeSource, SprayMessage, SprayRefusal, SprayStatus, State, is_known_ip, is_own_address,
 };
 use crate::agent::hard_nat::limits::MAX_PACKETS;
 use std::net::Ipv4Addr;
@@ -57,7 +57,7 @@ impl HardNat {
             && matches!(self.state, State::Requesting { .. } | State::Mutual { .. })
             && !self.is_reflexive(window.ip, remotes)
         {
-            return self.stop(now, SprayRefusal::Address, None);
+            return self.refuse_address(now, is_known_ip(window.ip.into(), remotes));
         }
         match (std::mem::replace(&mut self.state, State::Idle), body) {
             (State::Requesting { id, permit, .. }, MessageBody::Window { .. }) => {
