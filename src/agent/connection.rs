@@ -3,11 +3,12 @@
 use super::config::ServerName;
 use super::control_streams::{self, ControlEvent, ControlStreams};
 use super::engine::EngineConfig;
-use super::error::ConnectionError;
+use super::error::{ConnectionError, DatagramError};
 use super::path::{PathInfo, PathKind};
 use super::quic::{self, QuicConnection};
 use super::stall_recovery::StallRecovery;
 use crate::net::dialer::{DialTarget, Dialer};
+use bytes::Bytes;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -175,13 +176,51 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`] if the connection has ended.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
-        let (send, mut recv) = self.inner.accept_bi().await.map_err(convert)?;
-        let mut version = STREAM_VERSION;
-        recv.read_exact(&mut version).await.map_err(transport)?;
-        if version != STREAM_VERSION {
-            return Err(ConnectionError::Version);
+        loop {
+            let (send, mut recv) = self.inner.accept_bi().await.map_err(convert)?;
+            let mut version = STREAM_VERSION;
+            // The other side may have reset the stream before its first byte arrived. The connection goes on.
+            if recv.read_exact(&mut version).await.is_err() {
+                continue;
+            }
+            if version != STREAM_VERSION {
+                return Err(ConnectionError::Version);
+            }
+            return Ok((SendStream { inner: send, ended: false }, RecvStream(recv)));
         }
-        Ok((SendStream { inner: send, ended: false }, RecvStream(recv)))
+    }
+
+    /// Sends a datagram: not again if it is lost, and in no order. Datagrams that wait too long to be sent are dropped, the oldest first.
+    ///
+    /// # Errors
+    /// [`DatagramError`] if it is larger than [`Connection::max_datagram_size`], or the connection has ended.
+    pub fn send_datagram(&self, datagram: Bytes) -> Result<(), DatagramError> {
+        self.inner.send_datagram(datagram).map_err(|error| match error {
+            quinn::SendDatagramError::TooLarge => DatagramError::TooLarge,
+            quinn::SendDatagramError::ConnectionLost(error) => DatagramError::Connection(convert(error)),
+            _ => DatagramError::Unsupported,
+        })
+    }
+
+    /// Waits for a datagram of the other side. Those that are not read soon enough are dropped, the oldest first.
+    ///
+    /// # Errors
+    /// [`ConnectionError`] if the connection has ended.
+    pub async fn read_datagram(&self) -> Result<Bytes, ConnectionError> {
+        self.inner.read_datagram().await.map_err(convert)
+    }
+
+    /// Returns the length of the largest datagram that can be sent now; it changes with the path. `None` if the other side runs a version
+    /// without datagrams.
+    #[must_use]
+    pub fn max_datagram_size(&self) -> Option<usize> {
+        self.inner.max_datagram_size()
+    }
+
+    /// Sets how many streams the other side may have open at a time.
+    #[cfg(feature = "forward")]
+    pub(crate) fn set_max_streams(&self, streams: u32) {
+        self.inner.set_max_concurrent_bi_streams(streams.into());
     }
 
     /// Returns the path in use; `None` until the first one has been measured.
@@ -256,6 +295,14 @@ impl Connection {
         self.close(ABORTED, reason).await;
     }
 
+    /// Closes the connection at once for a caller who shares it with others.
+    #[cfg(feature = "forward")]
+    pub(crate) async fn shut_down(&self, reason: &str) {
+        self.inner.close(ABORTED.into(), reason.as_bytes());
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+        let _ = self.path.stop.send(reason.to_owned()).await;
+    }
+
     async fn close(self, code: u32, reason: &str) {
         self.inner.close(code.into(), reason.as_bytes());
         let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
@@ -295,6 +342,13 @@ impl SendStream {
         }
     }
 
+    /// Resolves when the other side has stopped the stream, or has received all of a finished one, or the connection has ended.
+    #[cfg(feature = "forward")]
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.inner.stopped();
+        async move { drop(stopped.await) }
+    }
+
     /// Resolves when the other side has declined the stream; sending more is useless then, but no failure.
     pub(crate) fn declined(&self) -> impl Future<Output = ()> + Send + 'static {
         let stopped = self.inner.stopped();
@@ -319,6 +373,13 @@ impl RecvStream {
     /// Declines the stream: the other side may count it as done.
     pub(crate) fn decline(mut self) {
         let _ = self.0.stop(DECLINED.into());
+    }
+
+    /// Waits for data and fills `chunks` with what has arrived; returns how many. 0 after the other side has finished.
+    #[cfg(feature = "forward")]
+    pub(crate) async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> io::Result<usize> {
+        let read = self.0.read_chunks(chunks).await;
+        Ok(read.map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?.unwrap_or(0))
     }
 
     /// Stops the stream: the other side fails to send more.

@@ -152,6 +152,21 @@ pub enum ConnectionError {
     Transport(#[source] BoxedError),
 }
 
+/// Why a datagram was not sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DatagramError {
+    /// It is larger than the path allows now.
+    #[error("the datagram is too large for the path")]
+    TooLarge,
+    /// The other side runs a version without datagrams.
+    #[error("the other side does not accept datagrams")]
+    Unsupported,
+    /// The connection has ended.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+}
+
 /// The attempts to find a path, all of which failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

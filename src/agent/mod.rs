@@ -98,11 +98,13 @@ pub use config::{Config, ServerName, ServerNameError};
 pub use connect::Agent;
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
 pub use engine::IceImplementation;
-pub use error::{ConnectError, ConnectionError, PathAttempts, Refusal, RegistrationError};
+pub use error::{ConnectError, ConnectionError, DatagramError, PathAttempts, Refusal, RegistrationError};
 pub use listener::Listener;
 pub use path::{PathInfo, PathKind, PathPolicy, PathTransport};
 pub use protocol::{Protocol, ProtocolNameError};
 pub(crate) use publish::{ServiceConnection, ServiceEvent, bridge, publish};
+#[cfg(all(test, feature = "forward"))]
+pub(crate) use quic::tests::connection_pair;
 #[cfg(all(feature = "cli", feature = "messaging-client"))]
 pub(crate) use ticket::TicketAccount;
 pub use ticket::{Ticket, TicketError};

@@ -29,6 +29,10 @@ const STREAM_WINDOW: u32 = 16 << 20;
 pub(super) const CONNECTION_WINDOW: u32 = 64 << 20;
 pub(super) const SEND_WINDOW: u64 = 32 << 20;
 const STREAMS: u32 = 64;
+/// Bytes of datagrams that wait for their reader; the oldest are dropped.
+const DATAGRAM_RECEIVE_BUFFER: usize = 1 << 20;
+/// Bytes of datagrams that wait to be sent; the oldest are dropped, as more would only arrive later.
+const DATAGRAM_SEND_BUFFER: usize = 256 << 10;
 /// Packets that may overtake another before it counts as lost: packets over the relay arrive after later ones over the direct path.
 const REORDERING_THRESHOLD: u32 = 64;
 const INITIAL_RTT: Duration = Duration::from_millis(150);
@@ -189,7 +193,8 @@ fn transport(congestion: Arc<CongestionConfig>) -> TransportConfig {
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER))
+        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER);
     transport
 }
 
@@ -201,4 +206,4 @@ fn mtu_discovery() -> MtuDiscoveryConfig {
 
 #[cfg(test)]
 #[path = "quic_tests.rs"]
-mod tests;
+pub(super) mod tests;

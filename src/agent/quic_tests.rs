@@ -8,6 +8,7 @@ use crate::agent::datagram_queue::DatagramQueue;
 use crate::agent::engine::{
     Engine, EngineCommand, EngineConfig, EngineEvent, IceImplementation, RelayCredentials,
 };
+use crate::agent::error::DatagramError;
 use crate::agent::keys::SECRET_LEN;
 use crate::agent::path::PathPolicy;
 use crate::agent::webrtc_engine;
@@ -15,6 +16,7 @@ use crate::ice::IceCredentials;
 use crate::net::dialer::Dialer;
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use turn::auth::AuthHandler;
@@ -257,10 +259,61 @@ async fn a_side_whose_peer_has_used_everything_and_left_has_finished() {
     done.finish().unwrap();
     done.stopped().await.unwrap();
     wires.iter().for_each(tokio::task::JoinHandle::abort);
+    Connection::new(client, path_handle()).finish().await.unwrap();
+}
+
+/// Returns both ends of a connection in this process.
+pub(crate) async fn connection_pair() -> [Connection; 2] {
+    let (connector, listener) = (TestTunnel::new(), TestTunnel::new());
+    wire(&connector, &[&listener]);
+    wire(&listener, &[&connector]);
+    let secret = Secret([1; SECRET_LEN]);
+    let (client, server) = tokio::join!(
+        connector.handshake(&secret, initial(1), AgentRole::Connector),
+        listener.handshake(&secret, initial(1), AgentRole::Listener)
+    );
+    [client.unwrap(), server.unwrap()].map(|side| Connection::new(side, path_handle()))
+}
+
+fn path_handle() -> PathHandle {
     let (path, signaling_lost) = (watch::channel(None).1, watch::channel(false).1);
     let probe = ServerProbe::new(&config(IceImplementation::Ginnel, PathPolicy::All, PEER));
-    let handle = PathHandle::new(path, signaling_lost, probe, mpsc::channel(1).0, tokio::spawn(async {}));
-    Connection::new(client, handle).finish().await.unwrap();
+    PathHandle::new(path, signaling_lost, probe, mpsc::channel(1).0, tokio::spawn(async {}))
+}
+
+#[tokio::test]
+async fn datagrams_are_exchanged_up_to_the_size_of_the_path() {
+    let [client, server] = connection_pair().await;
+    let largest = client.max_datagram_size().unwrap();
+    assert!(largest > 1100, "{largest}");
+    for length in [0, 1, largest] {
+        client.send_datagram(Bytes::from(vec![7; length])).unwrap();
+        assert_eq!(server.read_datagram().await.unwrap(), vec![7; length]);
+    }
+    let too_large = client.send_datagram(Bytes::from(vec![7; 2000]));
+    assert!(matches!(too_large, Err(DatagramError::TooLarge)), "{too_large:?}");
+    client.abort("the end").await;
+    assert!(server.read_datagram().await.is_err());
+    assert!(matches!(server.send_datagram(Bytes::new()), Err(DatagramError::Connection(_))));
+}
+
+/// The opener gives up before the first byte of the stream has arrived.
+#[tokio::test]
+async fn a_stream_that_is_reset_at_once_does_not_end_the_connection() {
+    let [client, server] = connection_pair().await;
+    for _ in 0..20 {
+        drop(client.open_bi().await.unwrap());
+    }
+    let (mut send, _recv) = client.open_bi().await.unwrap();
+    send.write_all(b"hello").await.unwrap();
+    send.finish().await.unwrap();
+    loop {
+        let (_send, mut recv) = server.accept_bi().await.unwrap();
+        let mut text = String::new();
+        if recv.read_to_string(&mut text).await.is_ok() && text == "hello" {
+            return;
+        }
+    }
 }
 
 /// The keys of two calls by one ticket differ, though the certificates are the same.
