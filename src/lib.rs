@@ -45,6 +45,7 @@
     not(all(
         feature = "server",
         feature = "agent",
+        feature = "forward",
         feature = "load",
         feature = "messaging",
         feature = "messaging-client",
@@ -63,6 +64,8 @@ mod clock;
 mod config;
 #[cfg(feature = "server")]
 mod dataplane;
+#[cfg(feature = "forward")]
+mod forwarding;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod gateway;
 #[cfg(feature = "agent")]
