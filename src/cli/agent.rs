@@ -4,6 +4,14 @@ mod connect;
 mod doctor;
 mod error;
 mod escape;
+#[cfg(feature = "forward")]
+mod forward;
+#[cfg(feature = "forward")]
+mod forward_error;
+#[cfg(feature = "forward")]
+mod forward_report;
+#[cfg(feature = "forward")]
+mod forward_spec;
 mod gateway;
 mod gateway_error;
 mod gateway_report;
@@ -19,6 +27,9 @@ mod proxy_environment;
 mod reach;
 mod report;
 mod secrets;
+mod share;
+#[cfg(feature = "forward")]
+mod socks;
 mod terminal;
 
 #[cfg(feature = "manual")]
@@ -26,7 +37,6 @@ use clap::CommandFactory;
 use clap::{Args, Parser, Subcommand};
 use error::{CommandError, UsageError};
 use report::Reporter;
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -76,8 +86,14 @@ enum AgentCommand {
     Doctor(Box<doctor::Doctor>),
     /// Show whether a peer answers, and by which path
     Ping(Box<ping::Ping>),
-    /// Publish a local TCP service at a gateway, under an id
-    Share(gateway::ShareCommand),
+    /// Let others reach TCP and UDP ports and Unix sockets of this host, or publish one at a gateway under an id
+    Share(Box<share::Share>),
+    /// Forward local ports and sockets to what the other side shares
+    #[cfg(feature = "forward")]
+    Forward(Box<forward::Forward>),
+    /// Run a SOCKS 5 server whose connections and datagrams leave from the other side
+    #[cfg(feature = "forward")]
+    Socks(Box<socks::Socks>),
     #[cfg(feature = "messaging-client")]
     #[command(flatten)]
     Messages(messages::MessagesCommand),
@@ -87,16 +103,9 @@ enum AgentCommand {
     #[cfg(feature = "manual")]
     /// Write manual pages
     Man(super::manual::ManCommand),
+    /// The former name of `share`
     #[command(hide = true)]
-    Serve(FormerServe),
-}
-
-/// The former name of `agent share`, with any arguments.
-#[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
-struct FormerServe {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
+    Serve(Box<share::Share>),
 }
 
 /// What a command writes to standard error.
@@ -123,14 +132,17 @@ impl AgentCommand {
             Self::Connect(connect) => connect.output(),
             Self::Doctor(doctor) => doctor.output(),
             Self::Ping(ping) => ping.output(),
-            Self::Share(share) => &share.output,
+            Self::Share(share) | Self::Serve(share) => share.output(),
+            #[cfg(feature = "forward")]
+            Self::Forward(forward) => forward.output(),
+            #[cfg(feature = "forward")]
+            Self::Socks(socks) => socks.output(),
             #[cfg(feature = "messaging-client")]
             Self::Messages(command) => command.output(),
             #[cfg(feature = "manual")]
             Self::Completions(completions) => return written(completions.run(AgentLine::command())),
             #[cfg(feature = "manual")]
             Self::Man(man) => return written(man.run(AgentLine::command())),
-            Self::Serve(serve) => return serve.refuse(),
         };
         let report = Reporter::new(output.json);
         // Flushed when dropped.
@@ -144,12 +156,19 @@ impl AgentCommand {
             Self::Connect(connect) => connect.run(&report).await,
             Self::Doctor(doctor) => doctor.run(&report).await,
             Self::Ping(ping) => ping.run(&report).await,
-            Self::Share(share) => share.run(report.clone()).await,
+            Self::Share(share) => share.run(&report).await,
+            Self::Serve(share) => {
+                report.note("`agent serve` is now `agent share`, with the same options; the former name works in this release only");
+                share.run(&report).await
+            }
+            #[cfg(feature = "forward")]
+            Self::Forward(forward) => forward.run(&report).await,
+            #[cfg(feature = "forward")]
+            Self::Socks(socks) => socks.run(&report).await,
             #[cfg(feature = "messaging-client")]
             Self::Messages(command) => command.run(&report).await,
             #[cfg(feature = "manual")]
             Self::Completions(_) | Self::Man(_) => Ok(USAGE),
-            Self::Serve(_) => Ok(USAGE),
         };
         match done {
             Ok(code) => code,
@@ -168,15 +187,6 @@ fn written(result: io::Result<()>) -> u8 {
     let Err(error) = result.map_err(CommandError::Output) else { return 0 };
     Reporter::new(false).error(&error);
     error.exit_code()
-}
-
-impl FormerServe {
-    fn refuse(&self) -> u8 {
-        let is_json = self.arguments.iter().any(|argument| argument == "--json");
-        let error = CommandError::from(UsageError::FormerCommand);
-        Reporter::new(is_json).error(&error);
-        error.exit_code()
-    }
 }
 
 #[cfg(test)]
@@ -202,11 +212,38 @@ mod tests {
     }
 
     #[test]
-    fn the_former_serve_command_takes_any_arguments() {
-        for arguments in [&["--gateway", "h", "--id", "1", "--to", "22"][..], &["--help"], &["-x"], &[]] {
-            let line = [&["agent", "serve"], arguments].concat();
-            let line = AgentLine::try_parse_from(&line).unwrap();
-            assert!(matches!(line.command, AgentCommand::Serve(_)), "{arguments:?}");
+    fn the_former_serve_command_takes_the_options_of_share() {
+        let options = ["--gateway", "h", "--id", "1", "--to", "22", "--door", "md5"];
+        let line = AgentLine::try_parse_from([&["agent", "serve"], &options[..]].concat()).unwrap();
+        assert!(matches!(line.command, AgentCommand::Serve(_)));
+        for options in [
+            &["--gateway", "h"][..],
+            &["--id", "1"],
+            &["--gateway", "h", "--id", "1", "--to", "22", "--server", "h"],
+        ] {
+            assert!(
+                AgentLine::try_parse_from([&["agent", "share"], options].concat()).is_err(),
+                "{options:?}"
+            );
         }
+    }
+
+    #[cfg(feature = "forward")]
+    #[test]
+    fn services_and_a_gateway_exclude_each_other() {
+        let parse = |line: &[&str]| AgentLine::try_parse_from(line);
+        let gateway = ["agent", "share", "--gateway", "h", "--id", "1", "--to", "22"];
+        assert!(parse(&gateway).is_ok());
+        for more in
+            [&["tcp", "22"][..], &["--name", "x"], &["--guests", "2"], &["--for", "2h"], &["--allow-reverse"]]
+        {
+            assert!(parse(&[&gateway[..], more].concat()).is_err(), "{more:?}");
+        }
+        let share =
+            ["agent", "share", "tcp", "22", "--name", "ssh", "--server", "h", "--allow-reverse", "udp", "53"];
+        assert!(parse(&share).is_ok());
+        let forward = ["agent", "forward", "2222:ssh", "-R", "8080:localhost:3000", "agent:x", "53:dns/udp"];
+        assert!(parse(&forward).is_ok());
+        assert!(parse(&["agent", "socks", "1080", "agent:x"]).is_ok());
     }
 }

@@ -175,8 +175,6 @@ async fn unix_sockets_are_forwarded_and_an_abandoned_one_is_replaced() {
     let pair = pair(policy("db", target)).await;
     drop(UnixListener::bind(&local).unwrap());
     let bound = LocalListener::bind(&LocalAddress::Unix(local.clone())).await.unwrap();
-    let again = LocalListener::bind(&LocalAddress::Unix(local.clone())).await;
-    assert_eq!(again.unwrap_err().kind(), ErrorKind::AddrInUse);
     let forwarding =
         tokio::spawn(forward_streams(bound, service("db"), pair.link.clone(), Arc::clone(&pair.on_failure)));
     let (client, server) = tokio::join!(UnixStream::connect(&local), listener.accept());
@@ -186,6 +184,8 @@ async fn unix_sockets_are_forwarded_and_an_abandoned_one_is_replaced() {
     let mut text = String::new();
     server.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "hello");
+    let again = LocalListener::bind(&LocalAddress::Unix(local.clone())).await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::AddrInUse);
     forwarding.abort();
     let _ = forwarding.await;
     assert!(!local.exists(), "the file is removed");

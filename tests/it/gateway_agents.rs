@@ -204,7 +204,7 @@ fn failures_print_the_next_command_and_have_their_exit_codes() {
         ([&connect[..], &["8", "--gateway-token", &token]].concat(), None, 3, "agent share --id"),
         ([&connect[..], &["7", "--gateway-token", &token]].concat(), None, 3, "agent share --id"),
         ([&connect[..], &["8", "--ticket", &token]].concat(), None, 2, "--gateway-token gt_"),
-        (vec!["serve", "--gateway", &gateway, "--id", "7", "--help"], None, 2, "agent share"),
+        (vec!["serve", "--gateway", &gateway, "--id", "7"], None, 2, "--to"),
     ];
     for (arguments, key, code, hint) in table {
         let mut run = agent(&arguments, key, Stdout::Lines);

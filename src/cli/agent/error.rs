@@ -27,8 +27,9 @@ pub(super) enum UsageError {
     FormerVariable(&'static str, &'static str),
     #[error("--ticket is now --gateway-token")]
     FormerTicketOption,
-    #[error("`agent serve` is now `agent share`")]
-    FormerCommand,
+    #[cfg(not(feature = "forward"))]
+    #[error("no gateway given")]
+    NoGateway,
     #[error("a gateway token begins with gt_")]
     Token,
     #[error("no key given")]
@@ -61,7 +62,8 @@ impl UsageError {
             Self::FormerVariable(_, "AGENT_TICKET") => "AGENT_TICKET=agent:… agent connect",
             Self::FormerVariable(..) => "AGENT_GATEWAY_TOKEN=gt_… agent connect --gateway HOST --id N",
             Self::FormerTicketOption => "agent connect --gateway HOST --id N --gateway-token gt_…",
-            Self::FormerCommand => "agent share     with the same options; --door is now --transport",
+            #[cfg(not(feature = "forward"))]
+            Self::NoGateway => "agent share --gateway HOST --id N --to PORT",
             Self::Token => "a token that `ginnel gateway token` printed on the gateway",
             Self::NoKey | Self::ShortKey => {
                 "agent share --key-file FILE …     the file contains the key that `ginnel key --gateway` prints on the gateway"
@@ -103,6 +105,9 @@ pub(super) enum CommandError {
     Connection(#[from] ConnectionError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    #[cfg(feature = "forward")]
+    #[error(transparent)]
+    Forward(#[from] super::forward_error::ForwardCommandError),
     #[cfg(feature = "messaging-client")]
     #[error(transparent)]
     Messaging(#[from] super::messages::MessagingError),
@@ -156,12 +161,8 @@ impl CommandError {
             }
             source = error.source();
         }
-        // The text of a messaging server is foreign.
-        #[cfg(feature = "messaging-client")]
-        if matches!(self, Self::Messaging(_)) {
-            message = super::escape::line(&message);
-        }
-        message
+        // Reasons of the other side and of servers are foreign text.
+        super::escape::line(&message)
     }
 
     /// Returns the exit code.
@@ -193,6 +194,8 @@ impl CommandError {
             Self::Connect { error, .. } => describe_connect(error),
             Self::Connection(error) => describe_connection(error),
             Self::Gateway(error) => error.describe(),
+            #[cfg(feature = "forward")]
+            Self::Forward(error) => error.describe(),
             #[cfg(feature = "messaging-client")]
             Self::Messaging(error) => error.describe(),
             Self::Output(_) => description(1, "local", "local", STANDARD_OUTPUT),

@@ -6,7 +6,7 @@ use super::pipe::{self, Directions, Input, Stop};
 use super::report::Reporter;
 use super::secrets::{KeySource, read_file};
 use super::terminal::interrupted;
-use super::{BACKOFF, INTERRUPTED, OutputOptions, proxy_environment};
+use super::{BACKOFF, INTERRUPTED, proxy_environment};
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
     ClientBuilder, ConnectError, Endpoint, GatewayToken, Key, Raw, ServerBuilder, Settings, Tls,
@@ -53,33 +53,27 @@ pub(super) struct TlsOptions {
     ca: Option<PathBuf>,
 }
 
-/// Options of `agent share`.
+/// Options of `agent share --gateway`.
 #[derive(Debug, Args)]
-pub(super) struct ShareCommand {
-    /// The gateway: HOST[:PORT], or a URL such as wss://HOST [default port: that of the transport]
-    #[arg(long, value_name = "HOST[:PORT]")]
-    gateway: String,
+pub(super) struct PublishOptions {
+    /// Publish one TCP service at this gateway, under an id: HOST[:PORT], or a URL such as wss://HOST [default port: that of the transport]
+    #[arg(long, value_name = "HOST[:PORT]", requires_all = ["id", "to"], conflicts_with = "server")]
+    gateway: Option<String>,
     /// The id that clients dial; with an access key instead of the gateway's key, at least 2147483648
-    #[arg(long, value_name = "N")]
-    id: u32,
+    #[arg(long, value_name = "N", requires = "gateway")]
+    id: Option<u32>,
     /// The TCP service to publish; only a port means this machine
-    #[arg(long, value_name = "HOST:PORT", value_parser = target)]
-    to: ServerName,
-    #[command(flatten)]
-    key: KeySource,
+    #[arg(long, value_name = "HOST:PORT", value_parser = target, requires = "gateway")]
+    to: Option<ServerName>,
     /// How to register at the gateway
-    #[arg(long, value_enum, default_value = "web")]
+    #[arg(long, alias = "door", value_enum, default_value = "web")]
     transport: GatewayTransport,
-    #[command(flatten)]
-    tls: TlsOptions,
     /// File of the certificate chain (PEM), for a gateway that requires one
-    #[arg(long, value_name = "FILE", requires = "cert_key")]
+    #[arg(long, value_name = "FILE", requires_all = ["cert_key", "gateway"])]
     cert: Option<PathBuf>,
     /// File of its private key (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     cert_key: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) output: OutputOptions,
 }
 
 /// Options of `agent connect` for services by id.
@@ -138,17 +132,27 @@ impl TlsOptions {
     }
 }
 
-impl ShareCommand {
-    fn server(&self) -> Result<ServerBuilder, UsageError> {
-        let key = self.key.key(true)?.ok_or(UsageError::NoKey)?;
-        let (key, id) = (Key::new(key).map_err(|_| UsageError::ShortKey)?, self.id);
-        let mut tls = self.tls.tls()?;
+impl PublishOptions {
+    /// Returns whether a gateway was named.
+    pub(super) fn is_used(&self) -> bool {
+        self.gateway.is_some()
+    }
+
+    fn server(
+        &self,
+        (gateway, id): (&str, u32),
+        key: &KeySource,
+        tls: &TlsOptions,
+    ) -> Result<ServerBuilder, UsageError> {
+        let key = key.key(true)?.ok_or(UsageError::NoKey)?;
+        let key = Key::new(key).map_err(|_| UsageError::ShortKey)?;
+        let mut tls = tls.tls()?;
         if let (Some(cert), Some(cert_key)) = (&self.cert, &self.cert_key) {
             tls = tls.identity(read_pem("--cert", cert)?, read_pem("--cert-key", cert_key)?);
         }
         let (incoming, backlog) = (MAX_CONNECTIONS, MAX_CONNECTIONS);
         let settings = Settings { incoming, backlog, idle_timeout: SILENCE, ..Settings::default() };
-        let gateway = self.gateway.trim();
+        let gateway = gateway.trim();
         let server = match self.transport {
             GatewayTransport::Web if !gateway.contains("://") => {
                 ServerBuilder::hmac(format!("ws://{gateway}"), id, key)
@@ -159,15 +163,32 @@ impl ShareCommand {
         Ok(server.tls(tls).settings(settings).proxies(proxy_environment::read()?))
     }
 
-    /// Runs the command and returns the exit code.
-    pub(super) async fn run(&self, report: Reporter) -> Result<u8, CommandError> {
-        let server = self.server()?;
+    /// Publishes the service and returns the exit code.
+    pub(super) async fn run(
+        &self,
+        (key, tls): (&KeySource, &TlsOptions),
+        report: &Reporter,
+    ) -> Result<u8, CommandError> {
+        let (Some(gateway), Some(id), Some(to)) = (&self.gateway, self.id, &self.to) else {
+            return Ok(super::USAGE);
+        };
+        let server = self.server((gateway, id), key, tls)?;
+        let published = PublishedService { gateway: gateway.clone(), id, to: to.clone() };
         tokio::select! {
-            shared = self.share(&server, &report) => Ok(shared?),
+            shared = published.share(&server, report) => Ok(shared?),
             () = interrupted() => Ok(INTERRUPTED),
         }
     }
+}
 
+/// A service under an id at a gateway.
+struct PublishedService {
+    gateway: String,
+    id: u32,
+    to: ServerName,
+}
+
+impl PublishedService {
     fn error(&self, failure: GatewayFailure) -> GatewayError {
         failure.at(format!("{} as server {}", self.gateway, self.id))
     }

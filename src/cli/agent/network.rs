@@ -14,7 +14,7 @@ pub(super) struct NetworkOptions {
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(super) server: Vec<ServerName>,
     #[command(flatten)]
-    key: KeySource,
+    pub(super) key: KeySource,
     #[command(flatten)]
     pub(super) tls: TlsOptions,
     /// Use only the relay; host addresses are not sent to the other side

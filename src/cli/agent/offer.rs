@@ -52,10 +52,20 @@ pub(super) struct Offer<'a> {
 type Interrupt = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl OfferOptions {
-    /// Registers, and prints the ticket. Retries until the server is reachable.
+    /// Registers, and prints the ticket with `agent connect`. Retries until the server is reachable.
     pub(super) async fn start<'a>(
         &self,
         protocol: Protocol,
+        report: &'a Reporter,
+    ) -> Result<Offer<'a>, CommandError> {
+        self.start_for(protocol, "connect", report).await
+    }
+
+    /// The same for another command of the other side; `command` is what stands between `agent` and the ticket.
+    pub(super) async fn start_for<'a>(
+        &self,
+        protocol: Protocol,
+        command: &str,
         report: &'a Reporter,
     ) -> Result<Offer<'a>, CommandError> {
         let name = self.network.server.first().ok_or(UsageError::NoServer)?;
@@ -72,7 +82,7 @@ impl OfferOptions {
         let ticket = listener.ticket().clone().with_account(account);
         #[cfg(not(feature = "messaging-client"))]
         let ticket = listener.ticket();
-        report.ticket(&server, &ticket);
+        report.ticket(&server, command, &ticket);
         Ok(Offer { listener: Some(listener), server, report, interrupt })
     }
 }

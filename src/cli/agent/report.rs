@@ -32,9 +32,10 @@ impl Reporter {
         let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
     }
 
-    pub(super) fn ticket(&self, server: &str, ticket: &Ticket) {
+    /// Reports the ticket, and the command that the other side runs with it.
+    pub(super) fn ticket(&self, server: &str, command: &str, ticket: &Ticket) {
         self.write(
-            || format!("Server   {server}\n\nOn the other machine run:\n    agent connect {ticket}\n"),
+            || format!("Server   {server}\n\nOn the other machine run:\n    agent {command} {ticket}\n"),
             || json!({"v": VERSION, "t": "ticket", "ticket": ticket.to_string()}),
         );
     }

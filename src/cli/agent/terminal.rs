@@ -21,6 +21,21 @@ pub(super) async fn close_politely() {
     }
 }
 
+/// Raises the descriptor limit to the hard limit: each forwarded connection needs one, and the usual soft limit is 1024.
+#[cfg(all(unix, feature = "forward"))]
+pub(super) fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the descriptor limit stays as it is");
+    }
+}
+
+/// There is no such limit.
+#[cfg(all(not(unix), feature = "forward"))]
+pub(super) fn raise_descriptor_limit() {}
+
 /// The answer to a prompt.
 pub(super) enum PromptAnswer {
     /// A line without its end.
