@@ -10,6 +10,7 @@ use bytes::Bytes;
 use std::io;
 use std::sync::atomic::Ordering;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 /// Bytes that are read from a local socket at a time.
 const CHUNK: usize = 64 << 10;
@@ -29,12 +30,15 @@ pub(super) async fn copy(
 ) -> Result<(), OpenError> {
     traffic.connections.fetch_add(1, Ordering::Relaxed);
     let moved = {
-        let up = async { Ok::<_, OpenError>(upload(&local, send, traffic).await?) };
+        let down_ended = Notify::new();
+        let up = async { Ok::<_, OpenError>(upload(&local, send, &down_ended, traffic).await?) };
         let down = async {
             if awaits_reply {
                 read_reply(&mut recv).await?;
             }
-            Ok(download(&local, recv, traffic).await?)
+            download(&local, recv, traffic).await?;
+            down_ended.notify_one();
+            Ok(())
         };
         tokio::select! {
             // A refusal stops the stream too: it is the reason.
@@ -50,8 +54,18 @@ pub(super) async fn copy(
 }
 
 /// Sends what the local socket has, until its end.
-async fn upload(local: &LocalStream, mut send: SendStream, traffic: &Traffic) -> io::Result<()> {
+async fn upload(
+    local: &LocalStream,
+    mut send: SendStream,
+    down_ended: &Notify,
+    traffic: &Traffic,
+) -> io::Result<()> {
     let stopped = send.stopped();
+    // Before that a failure of the other side also resets what it sends. Quinn keeps an entry for each stream that is reset while this is awaited.
+    let stopped = async {
+        down_ended.notified().await;
+        stopped.await;
+    };
     tokio::pin!(stopped);
     loop {
         tokio::select! {

@@ -107,9 +107,10 @@ impl Session {
     /// # Errors
     /// [`OpenError::Refused`] if it does not.
     pub(crate) async fn query(&self, target: &Target) -> Result<Transport, OpenError> {
-        let (send, mut recv) = self.open(&Request::Query(target.clone())).await?;
+        let (mut send, mut recv) = self.open(&Request::Query(target.clone())).await?;
         let (transport, _) = read_reply(&mut recv).await?;
-        send.finish().await?;
+        // The other side expects nothing more, and may have stopped the stream.
+        let _ = send.shutdown().await;
         Ok(transport)
     }
 

@@ -18,6 +18,7 @@ const PURE: &[&str] = &[
     "src/ids.rs",
     "src/clock.rs",
     "src/clock/",
+    "src/forwarding/policy.rs",
     "src/gateway/budget.rs",
     "src/gateway/client/codec.rs",
     "src/gateway/client/error.rs",

@@ -29,6 +29,12 @@ const VERBS: &[(&str, fn(&Bench) -> Vec<Value>, &[&str])] = &[
         &["internet", "transports", "nat", "port_mapping", "server", "verdict"],
     ),
     ("ping", Bench::ping, &["pong"]),
+    (
+        "share",
+        |bench| bench.forward().0,
+        &["ticket", "sharing", "guest", "refused", "guest_listening", "guest_left"],
+    ),
+    ("forward", |bench| bench.forward().1, &["listening", "not_forwarded", "path", "closed"]),
     ("error", |bench| bench.run(&["connect", "agent:x"], false), &["error"]),
 ];
 
@@ -56,6 +62,34 @@ impl Bench {
         let server = self.server.address.to_string();
         let listener = Proc::start("listen", self.command(&["listen", "--server", &server]), Stdout::Lines);
         self.run(&["ping", &ticket_of(&listener), "-c", "2", "--no-until-direct"], true)
+    }
+
+    /// A service that is not there, and a reverse forwarding.
+    fn forward(&self) -> (Vec<Value>, Vec<Value>) {
+        let server = self.server.address.to_string();
+        let options = ["share", "tcp", "1", "--name", "web", "--allow-reverse", "--server", &server];
+        let share = Proc::start("share", self.command(&options), Stdout::Lines);
+        let options = ["forward", "0:web", "-R", "0:localhost:1", &ticket_of(&share)];
+        let forward = Proc::start("forward", self.command(&options), Stdout::Lines);
+        let address = forward.expect("listening", UP, |line| {
+            let event: Value = serde_json::from_str(line).ok()?;
+            event["at"].as_str().filter(|_| event["to"] == "web").map(str::to_owned)
+        });
+        let client = std::net::TcpStream::connect(address).unwrap();
+        for (process, word) in
+            [(&share, "\"refused\""), (&forward, "\"not_forwarded\""), (&share, "\"guest\",")]
+        {
+            process.expect(word, UP, |line| line.contains(word).then_some(()));
+        }
+        drop(client);
+        let end = |mut process: Proc, word: &str| {
+            process.terminate();
+            process.expect(word, UP, |line| line.contains(word).then_some(()));
+            assert_eq!(process.wait(UP).code(), Some(130), "{}", process.printed());
+            events(&process)
+        };
+        let forwarded = end(forward, "\"closed\"");
+        (end(share, "\"guest_left\""), forwarded)
     }
 
     /// A line in each direction between `listen` and `connect`.

@@ -28,6 +28,7 @@ mod doctor;
 mod error_table;
 mod examples;
 mod first_start;
+mod forwarding;
 mod fuzz_corpora;
 mod gateway;
 mod gateway_agents;

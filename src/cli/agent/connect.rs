@@ -13,8 +13,15 @@ use crate::agent::ConnectError;
 use crate::agent::Protocol;
 use clap::Args;
 
+const AFTER_HELP: &str = "\
+As the ProxyCommand of ssh, which needs no local port:
+  ssh -o ProxyCommand='agent connect --ticket-file FILE' NAME       there: socat TCP:127.0.0.1:22 EXEC:'agent listen --server HOST'
+  ssh -o ProxyCommand='agent connect --gateway HOST --id N' NAME    there: agent share --gateway HOST --id N --to 22
+For several connections: agent share tcp 22 --name ssh there, agent forward 2222:ssh here.";
+
 /// Options of `agent connect`.
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct Connect {
     /// The ticket that `agent listen` printed on the other machine, or the whole line. Default: --ticket-file, AGENT_TICKET, or a prompt
     #[arg(value_name = "TICKET")]

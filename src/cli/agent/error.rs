@@ -265,7 +265,7 @@ fn describe_connect(error: &ConnectError) -> Description {
     }
 }
 
-const PEER_ENDED: &str = "read what the other side prints, if it still runs, and start both again";
+pub(super) const PEER_ENDED: &str = "read what the other side prints, if it still runs, and start both again";
 
 fn describe_connection(error: &ConnectionError) -> Description {
     match error {

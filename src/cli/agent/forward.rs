@@ -36,8 +36,17 @@ use tokio::time::timeout;
 /// How long the first lines wait for the path to be measured.
 const PATH_WAIT: Duration = Duration::from_secs(2);
 
+const AFTER_HELP: &str = "\
+  agent forward 2222:ssh agent:…                     a service that the other side has named
+  agent forward 8080:10.0.0.5:80 5353:dns/udp        an address that it shares; UDP
+  agent forward ./docker.sock:docker                 a Unix socket here; a service of either kind there
+  agent forward 0.0.0.0:2222:ssh                     open to other hosts
+  agent forward -R 8080:localhost:3000               port 8080 of the other side leads to port 3000 here
+When the connection to the other side is lost, forwarded connections are reset. New ones wait up to 10 s for the next one.";
+
 /// Options of `agent forward`.
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct Forward {
     /// [BIND:]PORT:TARGET[/udp] or /PATH:TARGET, any number of them: connections to the local port or socket go to TARGET at the other side, which
     /// is a name that `agent share` printed, HOST:PORT or /PATH. And the ticket or name of the other side; default: --ticket-file, AGENT_TICKET,
@@ -184,7 +193,15 @@ pub(super) struct Forwarding<'a> {
 
 impl Forwarding<'_> {
     /// Runs until a signal, or until the other side ends it.
-    pub(super) async fn run(mut self) -> Result<u8, CommandError> {
+    pub(super) async fn run(self) -> Result<u8, CommandError> {
+        let mut tasks = JoinSet::new();
+        let ended = self.forward(&mut tasks).await;
+        // Closes the local sockets, and removes the files of Unix sockets.
+        tasks.shutdown().await;
+        ended
+    }
+
+    async fn forward(mut self, tasks: &mut JoinSet<()>) -> Result<u8, CommandError> {
         // One for the whole time: a signal between two would be lost.
         let interrupt = interrupted();
         tokio::pin!(interrupt);
@@ -197,7 +214,7 @@ impl Forwarding<'_> {
                 return Ok(INTERRUPTED);
             }
         };
-        let (seen, mut tasks) = (Arc::new(SeenMessages::default()), JoinSet::new());
+        let seen = Arc::new(SeenMessages::default());
         let (mut sent, mut received) = (0, 0);
         loop {
             let started = time::now().mono;
@@ -205,7 +222,7 @@ impl Forwarding<'_> {
             let held = async {
                 let listeners = self.prepare(&session).await?;
                 setter.set(Some(Arc::clone(&session)));
-                self.start(&session, &listeners, (&link, &seen), &mut tasks).await;
+                self.start(&session, &listeners, (&link, &seen), tasks).await;
                 Ok::<_, CommandError>(self.hold(&session).await)
             };
             let ended = tokio::select! {

@@ -1,6 +1,6 @@
 //! The errors of `agent share`, `agent forward` and `agent socks`.
 
-use super::error::{Description, description};
+use super::error::{Description, PEER_ENDED, description};
 use crate::forwarding::policy::PolicyError;
 use crate::forwarding::session::OpenError;
 use crate::forwarding::wire::{RefusalCode, Transport};
@@ -39,34 +39,38 @@ pub(super) enum ForwardCommandError {
 
 impl ForwardCommandError {
     pub(super) fn describe(&self) -> Description {
-        let usage = |hint| description(2, "usage", "usage", hint);
         match self {
-            Self::Syntax(_) | Self::NothingForwarded => usage(
-                "agent forward [BIND:]PORT:TARGET[/udp] or /PATH:TARGET     TARGET is a name that `agent share` printed, HOST:PORT or /PATH; -R for the reverse",
-            ),
-            Self::ReverseSyntax(_) => {
-                usage("agent forward -R [BIND:]PORT:HOST:PORT     PORT there is connected to HOST:PORT here")
-            }
-            Self::SocksSyntax(_) => usage("agent socks [BIND:]PORT     such as 1080"),
-            Self::NothingShared | Self::Service(_) => usage(
-                "agent share tcp PORT, tcp HOST:PORT, udp PORT, unix PATH or any     several one after the other; --name NAME for each",
-            ),
-            Self::NameWithoutService(_)
-            | Self::Policy(PolicyError::Name(_) | PolicyError::DuplicateName(_)) => {
-                usage("one --name NAME for each service, in their order: letters, digits, `-`, `_` and `.`")
-            }
-            Self::Policy(PolicyError::Path(_)) => usage("agent share unix /ABSOLUTE/PATH"),
-            Self::Policy(PolicyError::TooMany) => usage("a second `agent share` for the others"),
-            Self::NetworkWithoutAny => usage("agent share any --allow-net 192.168.1.0/24"),
-            Self::Ports(_) => {
-                usage("--allow-reverse=8080, --allow-reverse=8000-8999 or --allow-reverse=0.0.0.0:8080")
-            }
-            Self::OtherTransport { transport: Transport::Udp, .. } => {
-                usage("agent forward PORT:NAME/udp     the suffix says that datagrams are forwarded")
-            }
-            Self::OtherTransport { .. } => usage("agent forward PORT:NAME     without /udp"),
             Self::Listen { source, .. } => description(1, "local", "local", listen_hint(source)),
-            Self::Refused { source, .. } => describe_refusal(source),
+            Self::Refused { source: OpenError::Refused(refusal), .. } => describe_refusal(refusal.code),
+            Self::Refused { .. } => description(7, "connection", "peer_ended", PEER_ENDED),
+            error => description(2, "usage", "usage", usage_hint(error)),
+        }
+    }
+}
+
+fn usage_hint(error: &ForwardCommandError) -> &'static str {
+    use ForwardCommandError as E;
+    match error {
+        E::ReverseSyntax(_) => {
+            "agent forward -R [BIND:]PORT:HOST:PORT     PORT there is connected to HOST:PORT here"
+        }
+        E::SocksSyntax(_) => "agent socks [BIND:]PORT     such as 1080",
+        E::NothingShared | E::Service(_) => {
+            "agent share tcp PORT, tcp HOST:PORT, udp PORT, unix PATH or any     several one after the other; --name NAME for each"
+        }
+        E::NameWithoutService(_) | E::Policy(PolicyError::Name(_) | PolicyError::DuplicateName(_)) => {
+            "one --name NAME for each service, in their order: letters, digits, `-`, `_` and `.`"
+        }
+        E::Policy(PolicyError::Path(_)) => "agent share unix /ABSOLUTE/PATH",
+        E::Policy(PolicyError::TooMany) => "a second `agent share` for the others",
+        E::NetworkWithoutAny => "agent share any --allow-net 192.168.1.0/24",
+        E::Ports(_) => "--allow-reverse=8080, --allow-reverse=8000-8999 or --allow-reverse=0.0.0.0:8080",
+        E::OtherTransport { transport: Transport::Udp, .. } => {
+            "agent forward PORT:NAME/udp     the suffix says that datagrams are forwarded"
+        }
+        E::OtherTransport { .. } => "agent forward PORT:NAME     without /udp",
+        _ => {
+            "agent forward [BIND:]PORT:TARGET[/udp] or /PATH:TARGET     TARGET is a name that `agent share` printed, HOST:PORT or /PATH; -R for the reverse"
         }
     }
 }
@@ -82,27 +86,37 @@ fn listen_hint(error: &io::Error) -> &'static str {
     }
 }
 
-fn describe_refusal(error: &OpenError) -> Description {
-    let OpenError::Refused(refusal) = error else {
-        return description(
-            7,
-            "connection",
-            "peer_ended",
-            "read what the other side prints, and start both again",
-        );
-    };
-    let hint = match refusal.code {
-        RefusalCode::NoSuchService => {
-            "agent forward PORT:NAME     with a name that `agent share` prints on the other machine"
-        }
-        RefusalCode::NotPermitted => {
-            "on the other machine: agent share tcp HOST:PORT, or --allow-reverse for -R; or forward a name that it shares"
-        }
-        RefusalCode::AddressInUse => {
-            "another port before the first colon of -R: this one is in use on the other machine"
-        }
-        RefusalCode::Busy => "end some of the connections on the other machine, and try again",
-        _ => "update the agent on the other machine, or read what it prints",
-    };
-    description(4, "forward", refusal.code.name(), hint)
+fn describe_refusal(code: RefusalCode) -> Description {
+    match code {
+        RefusalCode::NoSuchService => description(
+            4,
+            "forward",
+            "no_such_service",
+            "agent forward PORT:NAME     with a name that `agent share` prints on the other machine",
+        ),
+        RefusalCode::NotPermitted => description(
+            4,
+            "forward",
+            "not_permitted",
+            "on the other machine: agent share tcp HOST:PORT, or --allow-reverse for -R; or forward a name that it shares",
+        ),
+        RefusalCode::AddressInUse => description(
+            4,
+            "forward",
+            "address_in_use",
+            "another port before the first colon of -R: this one is in use on the other machine",
+        ),
+        RefusalCode::Busy => description(
+            4,
+            "forward",
+            "busy",
+            "end some of the connections on the other machine, and try again",
+        ),
+        _ => description(
+            4,
+            "forward",
+            "failed",
+            "update the agent on the other machine, or read what it prints",
+        ),
+    }
 }

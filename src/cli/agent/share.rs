@@ -34,8 +34,15 @@ use {
 #[cfg(feature = "forward")]
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
+const AFTER_HELP: &str = "\
+  agent share tcp 22 --name ssh                      for agent forward 2222:ssh
+  agent share tcp 10.0.0.5:80 udp 53 unix /run/docker.sock --name web --name dns --name docker
+  agent share any --allow-net 192.168.1.0/24         for agent socks 1080
+  agent share --gateway HOST --id N --to 22          for agent connect --gateway HOST --id N";
+
 /// Options of `agent share`.
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct Share {
     #[cfg(feature = "forward")]
     #[command(flatten)]
