@@ -13,6 +13,7 @@
 )]
 
 mod admission;
+mod agent_errors;
 mod agent_limits;
 mod agent_messages;
 mod agent_reconnect;
