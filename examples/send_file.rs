@@ -23,17 +23,34 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let mut listener = Agent::new(Config::new().server(server.parse()?).key(*key)).listen().await?;
             println!("{}", listener.ticket());
             let connection = listener.accept().await.ok_or("the ticket is no longer valid")??;
-            send(connection, Path::new(file)).await
+            let sent = send(&connection, Path::new(file)).await;
+            end(connection, sent).await
         }
         ["receive", ticket, folder] => {
             let connection = Agent::default().connect(&ticket.parse()?).await?;
-            receive(connection, Path::new(folder)).await
+            let received = receive(&connection, Path::new(folder)).await;
+            end(connection, received).await
         }
         _ => Err(USAGE.into()),
     }
 }
 
-async fn send(connection: Connection, path: &Path) -> Result<(), Box<dyn Error>> {
+/// Ends a connection; the other side learns whether it went well.
+async fn end(connection: Connection, result: Result<String, Box<dyn Error>>) -> Result<(), Box<dyn Error>> {
+    match result {
+        Ok(text) => {
+            connection.finish().await?;
+            println!("{text}");
+            Ok(())
+        }
+        Err(error) => {
+            connection.abort(&error.to_string()).await;
+            Err(error)
+        }
+    }
+}
+
+async fn send(connection: &Connection, path: &Path) -> Result<String, Box<dyn Error>> {
     let name = path.file_name().and_then(|name| name.to_str()).ok_or("the file has no name")?;
     let mut file = File::open(path)?;
     let len = file.metadata()?.len();
@@ -50,13 +67,11 @@ async fn send(connection: Connection, path: &Path) -> Result<(), Box<dyn Error>>
     }
     // The other side accepts everything or stops the stream.
     stream.finish().await?;
-    connection.finish().await?;
-    println!("sent {len} bytes of {name}");
-    Ok(())
+    Ok(format!("sent {len} bytes of {name}"))
 }
 
-async fn receive(connection: Connection, folder: &Path) -> Result<(), Box<dyn Error>> {
-    let (answer, mut stream) = connection.accept_bi().await?;
+async fn receive(connection: &Connection, folder: &Path) -> Result<String, Box<dyn Error>> {
+    let (_answer, mut stream) = connection.accept_bi().await?;
     let mut name = vec![0; stream.read_u8().await?.into()];
     stream.read_exact(&mut name).await?;
     let path = safe_path(folder, &String::from_utf8(name)?).ok_or("the name of the file is not safe")?;
@@ -72,13 +87,10 @@ async fn receive(connection: Connection, folder: &Path) -> Result<(), Box<dyn Er
     }
     file.sync_all()?;
     let received = file.metadata()?.len();
-    answer.finish().await?;
-    connection.finish().await?;
     if received != len {
         return Err(format!("received {received} of {len} bytes").into());
     }
-    println!("received {received} bytes: {}", path.display());
-    Ok(())
+    Ok(format!("received {received} bytes: {}", path.display()))
 }
 
 /// Returns the path of a file directly in `folder`: the other side chooses only a plain name.
