@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -209,7 +209,9 @@ fn events(printed: &str) -> Value {
 
 fn assert_named(key: &str, place: &Place) {
     let mut run = Proc::start(place.name, place.command(key, &["--json"]), Stdout::Lines);
+    let started = Instant::now();
     let status = run.wait(UP);
+    let took = started.elapsed();
     let found = events(&run.printed());
     let (nat, verdict) = (&found["nat"], &found["verdict"]);
     let named = json!([nat["kind"], nat["mapping"], nat["filtering"], nat["ports"]]);
@@ -222,7 +224,7 @@ fn assert_named(key: &str, place: &Place) {
     assert_eq!(status.code(), Some(if has_way { 0 } else { 5 }), "{context}");
     assert_special(place, &found, &context);
     let seen_text = json!([found["internet"]["text"], nat["text"], verdict["text"]]).to_string();
-    tools::print(&format!("{}: {seen_text}", place.name));
+    tools::print(&format!("{} after {took:.1?}: {seen_text}", place.name));
 }
 
 /// What only one network has.

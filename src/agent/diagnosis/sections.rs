@@ -126,9 +126,11 @@ fn transports(seen: &Observations, diagnosis: &Diagnosis) -> Section {
         works.or_else(|| all.iter().find(|outcome| outcome.failure().is_some())).or(all.first()).copied()
     };
     let is_captive = diagnosis.verdict == Verdict::CaptivePortal;
+    let tcp =
+        seen.servers.first().map_or_else(|| "TCP".to_owned(), |server| format!("TCP {}", server.name.port));
     let rows: [(&str, &str, Option<&Outcome>); 4] = [
         ("udp", "UDP", best(|server| vec![&server.stun_v4, &server.stun_v6])),
-        ("tcp", "TCP", best(|server| vec![&server.tcp]).filter(|_| !is_captive)),
+        ("tcp", &tcp, best(|server| vec![&server.tcp]).filter(|_| !is_captive)),
         ("tls_443", "TLS 443", best(|server| vec![&server.tls])),
         ("websocket", "WebSocket", best(|server| vec![&server.signaling])),
     ];
@@ -256,7 +258,11 @@ fn server(found: &ServerObservations, verdict: Verdict) -> Section {
     let name = found.name.to_string();
     let fastest =
         [&found.stun_v4, &found.stun_v6, &found.signaling].into_iter().filter_map(|o| o.round_trip()).min();
-    let shown = fastest.map_or_else(|| name.clone(), |time| format!("{name} {} ms", millis(time)));
+    let shown = match fastest.map(millis) {
+        Some(0) => format!("{name} <1 ms"),
+        Some(time) => format!("{name} {time} ms"),
+        None => name.clone(),
+    };
     section.fact("server", name, shown);
     section.fact("rtt_ms", fastest.map(millis), "");
     let stun = if found.stun_v4.works() || found.stun_v6.failure().is_none() {

@@ -88,7 +88,7 @@ fn the_usual_network_is_reported_in_six_lines() {
     assert_eq!(
         report(&usual()),
         "Internet    IPv4 ok 203.0.113.9 · IPv6 no · no captive portal · clock ok (±1 s)\n\
-         Transports  UDP ok · TCP ok · TLS 443 refused · WebSocket ok · proxy none\n\
+         Transports  UDP ok · TCP 3478 ok · TLS 443 refused · WebSocket ok · proxy none\n\
          NAT         easy: same port for every peer, only answers let in (RFC 4787: EIM / APDF) · hairpin no\n\
          Port map    UPnP no · PCP yes (203.0.113.9:41641, 120 s) · NAT-PMP refuses\n\
          Server      turn.example:3478 11 ms · STUN ✓ · TURN-UDP ✓ · TURN-TCP ✓ · TURN-TLS ✗ certificate not trusted · TURN-WebSocket ✓ · signal ✓\n\
