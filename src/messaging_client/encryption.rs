@@ -94,7 +94,7 @@ pub(super) enum OpenError {
 }
 
 /// Returns the public key of an X25519 secret.
-pub(super) fn public_key(secret: &[u8; 32]) -> [u8; 32] {
+pub(crate) fn public_key(secret: &[u8; 32]) -> [u8; 32] {
     // Any 32 bytes are a secret.
     PrivateKey::from_bytes(secret).map_or([0; 32], |key| X25519HkdfSha256::sk_to_pk(&key).to_bytes().into())
 }
@@ -127,6 +127,21 @@ pub(super) fn open(body: &[u8], secret: &[u8; 32]) -> Result<Content, OpenError>
     }
 }
 
+/// Encrypts bytes for the holder of an X25519 key, under these `info` and `aad`; `None` if the key is invalid.
+pub(crate) fn encrypt_bytes(
+    recipient: &[u8; 32],
+    context: (&[u8], &[u8]),
+    plaintext: &[u8],
+    random: &mut impl CryptoRng,
+) -> Option<Vec<u8>> {
+    encrypt::<AesGcm256>(recipient, context, plaintext, random).ok()
+}
+
+/// Decrypts what [`encrypt_bytes`] has encrypted.
+pub(crate) fn decrypt_bytes(secret: &[u8; 32], context: (&[u8], &[u8]), body: &[u8]) -> Option<Vec<u8>> {
+    decrypt::<AesGcm256>(secret, context, body)
+}
+
 /// Encrypts a single message (RFC 9180 section 6.1) with these `info` and `aad`.
 fn encrypt<A: Aead>(
     recipient: &[u8; 32],
@@ -142,7 +157,7 @@ fn encrypt<A: Aead>(
         info,
         InOutBuf::from(text.as_mut_slice()),
         aad,
-        &mut HpkeRng(random),
+        &mut NewerRng(random),
     )
     // A key of low order, with which the shared secret would be known.
     .map_err(|_| SealError::Key)?;
@@ -167,10 +182,10 @@ fn decrypt<A: Aead>(secret: &[u8; 32], (info, aad): (&[u8], &[u8]), body: &[u8])
     Some(text)
 }
 
-/// A generator with the traits of the version of `rand_core` that `hpke` uses.
-struct HpkeRng<'a, R>(&'a mut R);
+/// A generator with the traits of the version of `rand_core` that newer crates use.
+pub(crate) struct NewerRng<R>(pub(crate) R);
 
-impl<R: RngCore> TryRng for HpkeRng<'_, R> {
+impl<R: RngCore> TryRng for NewerRng<R> {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
@@ -187,7 +202,7 @@ impl<R: RngCore> TryRng for HpkeRng<'_, R> {
     }
 }
 
-impl<R: RngCore + CryptoRng> TryCryptoRng for HpkeRng<'_, R> {}
+impl<R: RngCore + CryptoRng> TryCryptoRng for NewerRng<R> {}
 
 #[cfg(test)]
 mod tests {

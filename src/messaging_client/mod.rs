@@ -44,7 +44,7 @@ mod account;
 mod client;
 #[cfg(test)]
 mod copy_tests;
-mod encryption;
+pub(crate) mod encryption;
 mod enrollment;
 mod error;
 mod event;

@@ -145,6 +145,7 @@ const PURE: &[&str] = &[
     "src/agent/diagnosis/verdict.rs",
     "src/agent/gathering.rs",
     "src/agent/hard_nat/",
+    "src/agent/mesh/",
     "src/agent/nat.rs",
     "src/agent/nat64.rs",
     "src/agent/path.rs",
