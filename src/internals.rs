@@ -49,6 +49,11 @@ pub mod net {
     }
 }
 
+#[cfg(feature = "mesh")]
+pub mod mesh {
+    pub use crate::agent::mesh::fuzzing::{digest, machine, record};
+}
+
 #[cfg(feature = "messaging")]
 pub mod messaging {
     pub use crate::messaging::{

@@ -70,7 +70,7 @@ mod listener;
 mod mdns;
 #[cfg(feature = "mesh")]
 #[allow(dead_code, reason = "the service that drives it is not built yet")]
-mod mesh;
+pub(crate) mod mesh;
 mod nat;
 mod nat64;
 mod outlet;

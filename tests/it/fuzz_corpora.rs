@@ -19,6 +19,12 @@ mod gateway_wire;
 mod hub_machine;
 #[path = "../../fuzz/targets/ice_machine.rs"]
 mod ice_machine;
+#[path = "../../fuzz/targets/mesh_digest.rs"]
+mod mesh_digest;
+#[path = "../../fuzz/targets/mesh_machine.rs"]
+mod mesh_machine;
+#[path = "../../fuzz/targets/mesh_record.rs"]
+mod mesh_record;
 #[path = "../../fuzz/targets/messaging_json.rs"]
 mod messaging_json;
 #[path = "../../fuzz/targets/messaging_machine.rs"]
@@ -136,4 +142,19 @@ fn the_corpus_of_messaging_machine_breaks_nothing() {
 #[test]
 fn the_corpus_of_messaging_json_breaks_nothing() {
     replay("messaging_json", messaging_json::run);
+}
+
+#[test]
+fn the_corpus_of_mesh_record_breaks_nothing() {
+    replay("mesh_record", mesh_record::run);
+}
+
+#[test]
+fn the_corpus_of_mesh_digest_breaks_nothing() {
+    replay("mesh_digest", mesh_digest::run);
+}
+
+#[test]
+fn the_corpus_of_mesh_machine_breaks_nothing() {
+    replay("mesh_machine", mesh_machine::run);
 }

@@ -34,6 +34,8 @@ mod digest;
 mod exchange;
 mod frame;
 mod friends;
+#[cfg(all(feature = "server", feature = "load"))]
+pub mod fuzzing;
 mod keys;
 mod links;
 mod machine;

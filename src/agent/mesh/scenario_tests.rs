@@ -136,6 +136,28 @@ fn a_friend_keeps_a_message_until_its_receiver_returns_under_another_address() {
 }
 
 #[test]
+fn a_sender_finds_the_newer_record_of_a_receiver_that_has_moved() {
+    let mut world = five(&[1]);
+    // The sender has no record, the receiver comes back elsewhere while it asks.
+    let receiver = world.nodes[2].id;
+    world.nodes[4].mesh.map.remove(receiver);
+    let id = world.send(4, 2, "where are you").unwrap();
+    assert!(world.run_until(seconds(3), |world| has_delivered(world, 4, id)).is_some());
+    let before = world.endpoint(2);
+    world.kill(2);
+    world.run(seconds(1));
+    let id = world.send(4, 2, "and now").unwrap();
+    world.run(seconds(2));
+    world.restart(2);
+    assert!(world.run_until(seconds(10), |world| has_delivered(world, 4, id)).is_some());
+    assert!(failure(&world, 4, id).is_none() && !is_stored(&world, 4, id));
+    world.run(seconds(30));
+    let record = world.nodes[4].mesh.map.record(receiver).unwrap();
+    assert!(!record.endpoints.contains(&before));
+    assert_eq!(world.inbox(2), ["where are you", "and now"]);
+}
+
+#[test]
 fn a_message_to_a_node_that_is_offline_without_friends_fails() {
     let mut world = five(&[1]);
     world.kill(3);
