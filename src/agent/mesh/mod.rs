@@ -57,3 +57,5 @@ mod scenario_tests;
 mod sealed;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod size_tests;
