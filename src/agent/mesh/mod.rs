@@ -35,7 +35,7 @@ mod exchange;
 mod frame;
 mod friends;
 #[cfg(all(feature = "server", feature = "load"))]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
 mod keys;
 mod links;
 mod machine;

@@ -12,7 +12,7 @@ fn join_leave_and_split(count: usize) {
     assert!(joined.is_some(), "the map is complete everywhere within 60 s: {:?}", world.gaps());
     let of_joining: u64 = world.nodes.iter().map(|node| node.bytes).sum();
     world.nodes.iter_mut().for_each(|node| node.bytes = 0);
-    world.run(seconds(300));
+    world.run(seconds(120));
     let idle: u64 = world.nodes.iter().map(|node| node.bytes).sum();
     let links = world.links.len() * 2 / count;
     // A tenth leaves and comes back elsewhere.
@@ -32,7 +32,7 @@ fn join_leave_and_split(count: usize) {
          a tenth returned: whole after {returned:?}; split of 600 s: whole after {healed:?}",
         joined.unwrap(),
         of_joining / count as u64,
-        idle / 300 / count as u64,
+        idle / 120 / count as u64,
     );
     assert!(healed.is_some(), "the halves are one mesh again within 120 s: {:?}", world.gaps());
 }
