@@ -47,6 +47,7 @@
         feature = "agent",
         feature = "forward",
         feature = "load",
+        feature = "mesh",
         feature = "messaging",
         feature = "messaging-client",
         feature = "cli"

@@ -23,7 +23,7 @@ const PERIOD: Duration = Duration::from_secs(180);
 const EARLY: [Duration; 3] = [Duration::from_secs(3), Duration::from_secs(8), Duration::from_secs(25)];
 /// How many neighbours get news, and how often each of them is sent.
 const FAN_OUT: usize = 4;
-const ROUNDS: u8 = 2;
+const ROUNDS: u8 = 3;
 /// Most news that wait, and most news of one frame.
 const MAX_NEWS: usize = 2048;
 const NEWS_OF_FRAME: usize = 500;

@@ -66,7 +66,7 @@ fn plain_record(keys: &NodeKeys, now: MeshTime, sequence: u32) -> NodeRecord {
 /// Runs a node under frames, link changes, responses and time that the bytes choose. The same bytes give the same actions.
 pub fn machine(start: Now, data: &[u8]) {
     let first = run_once(start, data);
-    if data.len() % 4 == 0 {
+    if data.len().is_multiple_of(4) {
         assert_eq!(run_once(start, data), first, "the actions depend only on the seed and the inputs");
     }
 }
