@@ -180,6 +180,9 @@ pub(super) fn predict(a: &NetworkDescription, b: &NetworkDescription) -> PairPre
     let (hard, easy) = match (a.class.is_hard(), b.class.is_hard()) {
         (false, false) => return PairPrediction::Direct,
         _ if a.has_mapped_port || b.has_mapped_port => return PairPrediction::DirectMappedPort,
+        (true, true) if a.class == Sequential && b.class == Sequential => {
+            return PairPrediction::DirectPrediction;
+        }
         (true, true) => return relayed(PairPrediction::RelayedBothHard),
         (true, false) => (a, b),
         (false, true) => (b, a),
@@ -217,7 +220,7 @@ mod tests {
             UdpBlocked,
         ];
         const MATRIX: [&str; 9] =
-            ["DDDDDXXXT", "DDDDPBBR", "DDDXXXR", "DDXXXR", "DPBBR", "RRRR", "RRR", "RR", "R"];
+            ["DDDDDXXXT", "DDDDPBBR", "DDDXXXR", "DDXXXR", "DPBBR", "PRRR", "RRR", "RR", "R"];
         for (row, letters) in MATRIX.into_iter().enumerate() {
             for (offset, letter) in letters.chars().enumerate() {
                 let (a, b) = (network(CLASSES[row], 1), network(CLASSES[row + offset], 2));
