@@ -22,6 +22,9 @@ const WORKERS: usize = 5;
 const REFUSAL: &str =
     "an answer about an account or message; `messaging::agents` and `messaging::websocket` have them";
 
+/// Why errors of `share`, `forward` and `socks` are not caused here.
+const FORWARDING: &str = "the tests of forwarding have it";
+
 /// Rows that are not caused here: stage, code, the beginning of the hint, and why.
 const NOT_HERE: &[(&str, &str, &str, &str)] = &[
     ("usage", "interrupted", "", "a signal ends the command without a report"),
@@ -61,6 +64,16 @@ const NOT_HERE: &[(&str, &str, &str, &str)] = &[
     ),
     ("connection", "peer_ended", "read what `agent share`", "the same"),
     ("local", "local", "another address or port", "a local port that is taken; `gateway_agents` has it"),
+    ("forward", "", "", FORWARDING),
+    ("local", "local", "a port above 1023", FORWARDING),
+    ("local", "local", "an address of this host", FORWARDING),
+    ("local", "local", "another port or path", FORWARDING),
+    ("usage", "usage", "--allow-reverse=", FORWARDING),
+    ("usage", "usage", "a second `agent share`", FORWARDING),
+    ("usage", "usage", "agent forward", FORWARDING),
+    ("usage", "usage", "agent share", FORWARDING),
+    ("usage", "usage", "agent socks", FORWARDING),
+    ("usage", "usage", "one --name NAME", FORWARDING),
     ("server", "protocol", "", "needs a server of another version"),
     (
         "server",
