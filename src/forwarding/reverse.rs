@@ -66,6 +66,9 @@ async fn pass_on(session: &Arc<Session>, listener: u32, local: LocalStream) -> R
     }
 }
 
+/// Handles connections of a listener whose target, on this side, cannot be reached.
+pub(crate) type OnUnreachable = Arc<dyn Fn(&ServiceTarget, &Refusal) + Send + Sync>;
+
 /// A listener at the other side; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct RemoteListener {
@@ -93,7 +96,7 @@ pub(crate) async fn request_listener(
 pub(crate) async fn serve(
     session: &Arc<Session>,
     targets: Arc<HashMap<u32, ServiceTarget>>,
-    on_failure: Arc<dyn Fn(&ServiceTarget, &Refusal) + Send + Sync>,
+    on_failure: OnUnreachable,
 ) -> ConnectionError {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let accepting = async {
@@ -107,7 +110,7 @@ pub(crate) async fn serve(
             tokio::spawn(async move {
                 let permit = connections.try_acquire();
                 let is_busy = permit.is_err();
-                if let Err(error) = handle_stream(&session, &targets, stream, (is_busy, &*on_failure)).await {
+                if let Err(error) = handle_stream(&session, &targets, stream, (is_busy, &on_failure)).await {
                     tracing::debug!(%error, "a connection from the other side has ended");
                 }
             });
@@ -123,7 +126,7 @@ async fn handle_stream(
     session: &Session,
     targets: &HashMap<u32, ServiceTarget>,
     (mut send, mut recv): (SendStream, RecvStream),
-    (is_busy, on_failure): (bool, &(dyn Fn(&ServiceTarget, &Refusal) + Send + Sync)),
+    (is_busy, on_failure): (bool, &OnUnreachable),
 ) -> Result<(), OpenError> {
     let target = match read_request(&mut recv).await? {
         Request::Incoming { listener } => targets.get(&listener),

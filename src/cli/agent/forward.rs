@@ -14,7 +14,7 @@ use crate::forwarding::link::{Link, link};
 use crate::forwarding::listening::{self, OnFailure};
 use crate::forwarding::local_socket::{LocalAddress, LocalListener};
 use crate::forwarding::policy::ServiceTarget;
-use crate::forwarding::reverse::{self, RemoteListener};
+use crate::forwarding::reverse::{self, OnUnreachable, RemoteListener};
 use crate::forwarding::session::{OpenError, Session};
 use crate::forwarding::socks;
 use crate::forwarding::wire::Target;
@@ -328,10 +328,9 @@ impl Forwarding<'_> {
         let targets: HashMap<u32, ServiceTarget> =
             (0..).zip(&self.reverse).map(|(number, forward)| (number, forward.target.clone())).collect();
         let report = self.report.clone();
-        let on_failure =
-            Arc::new(move |target: &ServiceTarget, refusal: &crate::forwarding::wire::Refusal| {
-                report.not_forwarded(&target.to_string(), &refusal.detail);
-            });
+        let on_failure: OnUnreachable = Arc::new(move |target, refusal| {
+            report.not_forwarded(&target.to_string(), &refusal.detail);
+        });
         let serving = async {
             reverse::serve(session, Arc::new(targets), on_failure).await;
             session.connection().closed().await
