@@ -30,6 +30,7 @@ mod secrets;
 mod share;
 #[cfg(feature = "forward")]
 mod socks;
+mod standard_streams;
 mod terminal;
 
 #[cfg(feature = "manual")]

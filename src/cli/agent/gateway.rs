@@ -5,6 +5,7 @@ use super::gateway_error::{GatewayError, GatewayFailure};
 use super::pipe::{self, Directions, Input, Stop};
 use super::report::Reporter;
 use super::secrets::{KeySource, read_file};
+use super::standard_streams;
 use super::terminal::interrupted;
 use super::{BACKOFF, INTERRUPTED, proxy_environment};
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
@@ -337,7 +338,7 @@ impl ServiceDialer {
             Ok(total)
         };
         let down = async {
-            let total = pipe::receive_output(recv, tokio::io::stdout()).await;
+            let total = pipe::receive_output(recv, standard_streams::output()).await;
             their_end.notify_one();
             total
         };

@@ -4,6 +4,7 @@ use super::INTERRUPTED;
 use super::error::CommandError;
 use super::path_line;
 use super::report::Reporter;
+use super::standard_streams;
 use super::terminal::{close_stdout, interrupted, is_stdout_null};
 use crate::agent::{Connection, ConnectionError, RecvStream};
 use clap::Args;
@@ -65,7 +66,7 @@ impl Input<'_> {
             biased;
             () = &mut declined => Ok(()),
             () = abandoned => Ok(()),
-            sent = send_input(tokio::io::stdin(), send, &mut total) => sent,
+            sent = send_input(standard_streams::input(), send, &mut total) => sent,
         };
         match sent {
             // The stream may have been declined during the write.
@@ -206,7 +207,7 @@ async fn receive(mut recv: RecvStream, directions: Directions, our_end: &Notify)
         }
     };
     tokio::select! {
-        received = receive_output(&mut recv, tokio::io::stdout()) => received,
+        received = receive_output(&mut recv, standard_streams::output()) => received,
         () = unwanted => {
             recv.decline();
             close_stdout().map_err(Stop::Output)?;
@@ -236,15 +237,14 @@ async fn send_input(
 /// Writes what arrives to standard output and closes it.
 pub(super) async fn receive_output(
     mut recv: impl AsyncRead + Unpin,
-    mut output: impl AsyncWrite + Unpin,
+    mut output: standard_streams::Output,
 ) -> Result<u64, Stop> {
     let mut buffer = vec![0; CHUNK];
     let mut total = 0;
     loop {
         let len = recv.read(&mut buffer).await.map_err(Stop::Stream)?;
         if len == 0 {
-            output.flush().await.map_err(Stop::Output)?;
-            close_stdout().map_err(Stop::Output)?;
+            standard_streams::close(output).await.map_err(Stop::Output)?;
             return Ok(total);
         }
         output.write_all(&buffer[..len]).await.map_err(Stop::Output)?;
