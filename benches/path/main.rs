@@ -4,6 +4,7 @@
 
 #![allow(missing_docs, reason = "a program, not a library")]
 
+mod library;
 mod network;
 mod programs;
 mod quic;
@@ -11,7 +12,7 @@ mod quic;
 mod tun;
 
 use clap::Parser;
-use network::{Network, Wire};
+use network::{Layout, Network, Wire};
 use programs::{Bench, PROGRAMS, Program, Transfer};
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -41,7 +42,7 @@ struct Options {
     /// How long the queue of the bottleneck lasts, in milliseconds
     #[arg(long, default_value_t = 100)]
     queue: u64,
-    /// Programs: iperf3, quinn, agent, agent-relayed, webrtc, webrtc-relayed
+    /// Programs: iperf3, quinn, library, agent, agent-routed, agent-relayed, webrtc, webrtc-relayed
     #[arg(long, value_delimiter = ',')]
     programs: Vec<String>,
     /// Folder of `agent` and `ginnel` [default: this package's]
@@ -59,6 +60,10 @@ struct Options {
     send: Option<SocketAddr>,
     #[arg(long, hide = true)]
     certificate: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    listen: Option<String>,
+    #[arg(long, hide = true)]
+    connect: Option<String>,
 }
 
 fn print_note(text: &str) {
@@ -84,26 +89,40 @@ impl Row {
 }
 
 /// What one program must reach, as a ratio to another's rate.
-const GOALS: [(Program, Program, f64); 3] = [
+const GOALS: [(Program, Program, f64); 4] = [
     (Program::Agent, Program::Quinn, 0.8),
     (Program::Agent, Program::Iperf3, 0.5),
     (Program::AgentRelayed, Program::Agent, 0.5),
+    (Program::AgentRelayed, Program::AgentRouted, 0.5),
 ];
 /// The most core-seconds per GB of a direct transfer.
 const MOST_COST: f64 = 6.0;
 
+/// Is one end of a transfer, if the options say so.
+async fn transfer(options: &Options) -> anyhow::Result<bool> {
+    let took = match options {
+        Options { receive: Some(address), certificate: Some(certificate), .. } => {
+            quic::receive(*address, certificate).await?;
+            return Ok(true);
+        }
+        Options { send: Some(address), certificate: Some(certificate), bytes, .. } => {
+            quic::send(*address, certificate, *bytes).await?
+        }
+        Options { listen: Some(server), .. } => {
+            library::receive(server).await?;
+            return Ok(true);
+        }
+        Options { connect: Some(ticket), bytes, .. } => library::send(ticket, *bytes).await?,
+        _ => return Ok(false),
+    };
+    writeln!(io::stdout(), "{}", took.as_secs_f64())?;
+    Ok(true)
+}
+
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    if let Some(certificate) = &options.certificate {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        if let Some(address) = options.receive {
-            return runtime.block_on(quic::receive(address, certificate));
-        }
-        if let Some(address) = options.send {
-            let took = runtime.block_on(quic::send(address, certificate, options.bytes))?;
-            writeln!(io::stdout(), "{}", took.as_secs_f64())?;
-            return Ok(());
-        }
+    if tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(transfer(&options))? {
+        return Ok(());
     }
     let mut programs = PROGRAMS.to_vec();
     programs.retain(|program| {
@@ -141,12 +160,20 @@ fn measure(
         bottleneck: options.bottleneck,
         queue: Duration::from_millis(options.queue),
     });
-    // The wire does not lead to the server.
-    let rows = programs.iter().filter(|program| wire.is_none() || !program.is_relayed());
+    // On the bridge every path leads through the server's host.
+    let is_run = |program: &&Program| match wire {
+        None => **program != Program::AgentRouted,
+        Some(_) => **program != Program::WebRtcRelayed,
+    };
+    let rows = programs.iter().filter(is_run);
     let mut rows: Vec<Row> = rows.map(|program| Row { program: *program, transfers: Vec::new() }).collect();
     for round in 0..options.rounds {
         for row in &mut rows {
-            let network = Network::new(wire)?;
+            let network = Network::new(match wire {
+                None => Layout::Bridge,
+                Some(wire) if row.program.is_routed() => Layout::Routed(wire),
+                Some(wire) => Layout::Wire(wire),
+            })?;
             let transfer = bench.run(&network, row.program)?;
             print_note(&format!(
                 "{round_trip:?}, round {round}, {}: {:.0} Mbit/s, {:.1} core-seconds per GB",
@@ -179,7 +206,13 @@ fn table(round_trip: u64, rows: &[Row]) -> (String, bool) {
     let mut is_met = true;
     for (program, base, goal) in GOALS {
         // TCP over a bridge is not split into packets at all.
-        if round_trip == 0 && base == Program::Iperf3 {
+        let is_unequal = match base {
+            Program::Iperf3 => round_trip == 0,
+            // The relay's path is another one.
+            Program::Agent => program == Program::AgentRelayed && round_trip > 0,
+            _ => false,
+        };
+        if is_unequal {
             continue;
         }
         if let (Some(rate), Some(base_rate)) = (rate_of(program), rate_of(base)) {

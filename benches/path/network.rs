@@ -1,4 +1,5 @@
-//! Two hosts and a server in network namespaces. The hosts share a bridge, or a wire of their own with delay, loss and a bottleneck.
+//! Two hosts and a server in network namespaces. The hosts share a bridge, a wire of their own with delay, loss and a bottleneck, or the
+//! server's host, to which each has such a wire.
 
 use super::tun;
 use anyhow::{Context, bail};
@@ -44,25 +45,36 @@ pub(super) struct Wire {
     pub(super) queue: Duration,
 }
 
+/// How the hosts are connected.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Layout {
+    /// Packets of the hosts cross a bridge as large as they are sent.
+    Bridge,
+    /// By a wire; the server is reached on another way.
+    Wire(Wire),
+    /// By a wire to the server's host and another one from there, each with half of the delay.
+    Routed(Wire),
+}
+
 /// The namespaces; dropped, they are deleted.
 pub(super) struct Network {
     name: String,
     stopped: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Network {
-    /// A bridge is the network without a wire; packets of the hosts then cross it as large as they are sent.
-    pub(super) fn new(wire: Option<Wire>) -> anyhow::Result<Self> {
+    pub(super) fn new(layout: Layout) -> anyhow::Result<Self> {
         let name = format!("path{}", std::process::id());
-        let mut network = Self { name, stopped: Arc::default(), thread: None };
+        let mut network = Self { name, stopped: Arc::default(), threads: Vec::new() };
         for part in ["s", "a", "b"] {
             run(Command::new("ip").args(["netns", "add", &network.namespace(part)]))?;
             network.ip(part, "link set lo up")?;
         }
-        match wire {
-            None => network.connect_all()?,
-            Some(wire) => network.connect_apart(wire)?,
+        match layout {
+            Layout::Bridge => network.connect_all()?,
+            Layout::Wire(wire) => network.connect_apart(wire)?,
+            Layout::Routed(wire) => network.connect_routed(wire)?,
         }
         Ok(network)
     }
@@ -103,17 +115,39 @@ impl Network {
             self.ip("s", &format!("addr add 10.0.{index}.1/24 dev to{part}"))?;
             self.ip(part, &format!("addr add 10.0.{index}.2/24 dev eth0"))?;
             self.ip(part, &format!("route add {SERVER}/32 via 10.0.{index}.1"))?;
-            devices.push(self.inside(part, || tun::open("wire0"))??);
-            self.ip(part, "link set wire0 mtu 1500 txqueuelen 5000 up")?;
-            self.ip(part, &format!("addr add {} peer {} dev wire0", HOSTS[index], HOSTS[1 - index]))?;
+            devices.push(self.end_of_wire(part, "wire0", [HOSTS[index], HOSTS[1 - index]])?);
         }
-        let (devices, stopped) = ([devices.remove(0), devices.remove(0)], Arc::clone(&self.stopped));
-        self.thread = Some(std::thread::spawn(move || {
+        self.carry([devices.remove(0), devices.remove(0)], wire);
+        Ok(())
+    }
+
+    /// The server's host forwards what is not for the server.
+    fn connect_routed(&mut self, wire: Wire) -> anyhow::Result<()> {
+        let half = Wire { delay: wire.delay / 2, ..wire };
+        for (index, part) in ["a", "b"].into_iter().enumerate() {
+            let near = self.end_of_wire(part, "wire0", [HOSTS[index], SERVER])?;
+            let far = self.end_of_wire("s", &format!("to{part}"), [SERVER, HOSTS[index]])?;
+            self.ip(part, &format!("route add {} via {SERVER}", HOSTS[1 - index]))?;
+            self.carry([near, far], half);
+        }
+        run(self.command("s", "sysctl").args(["-q", "-w", "net.ipv4.ip_forward=1"]))
+    }
+
+    /// Makes one end of a wire between two addresses.
+    fn end_of_wire(&self, part: &str, device: &str, [own, other]: [&str; 2]) -> anyhow::Result<File> {
+        let end = self.inside(part, || tun::open(device))??;
+        self.ip(part, &format!("link set {device} mtu 1500 txqueuelen 5000 up"))?;
+        self.ip(part, &format!("addr add {own} peer {other} dev {device}"))?;
+        Ok(end)
+    }
+
+    fn carry(&mut self, devices: [File; 2], wire: Wire) {
+        let stopped = Arc::clone(&self.stopped);
+        self.threads.push(std::thread::spawn(move || {
             if let Err(error) = carry(devices, wire, &stopped) {
                 super::print_note(&format!("the wire broke: {error}"));
             }
         }));
-        Ok(())
     }
 
     /// Runs `work` on a thread of its own in a namespace.
@@ -137,7 +171,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
         for part in ["s", "a", "b"] {

@@ -23,17 +23,23 @@ const TICKS: f64 = 100.0;
 pub(super) enum Program {
     Iperf3,
     Quinn,
+    /// Two processes with the library's connection and nothing else.
+    Library,
     Agent,
+    /// A direct path through the server's host, as long as the relay's.
+    AgentRouted,
     AgentRelayed,
     WebRtc,
     WebRtcRelayed,
 }
 
 /// All of them, in the order of the table.
-pub(super) const PROGRAMS: [Program; 6] = [
+pub(super) const PROGRAMS: [Program; 8] = [
     Program::Iperf3,
     Program::Quinn,
+    Program::Library,
     Program::Agent,
+    Program::AgentRouted,
     Program::AgentRelayed,
     Program::WebRtc,
     Program::WebRtcRelayed,
@@ -44,7 +50,9 @@ impl Program {
         match self {
             Self::Iperf3 => "iperf3",
             Self::Quinn => "quinn",
+            Self::Library => "library",
             Self::Agent => "agent",
+            Self::AgentRouted => "agent-routed",
             Self::AgentRelayed => "agent-relayed",
             Self::WebRtc => "webrtc",
             Self::WebRtcRelayed => "webrtc-relayed",
@@ -55,13 +63,18 @@ impl Program {
         matches!(self, Self::AgentRelayed | Self::WebRtcRelayed)
     }
 
+    /// Whether it is measured on a path through the server's host.
+    pub(super) fn is_routed(self) -> bool {
+        self == Self::AgentRouted || self.is_relayed()
+    }
+
     fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Agent => &["--no-relay"],
+            Self::Agent | Self::AgentRouted => &["--no-relay"],
             Self::AgentRelayed => &["--relay-only"],
             Self::WebRtc => &["--no-relay", "--ice", "webrtc"],
             Self::WebRtcRelayed => &["--relay-only", "--ice", "webrtc"],
-            Self::Iperf3 | Self::Quinn => &[],
+            Self::Iperf3 | Self::Quinn | Self::Library => &[],
         }
     }
 }
@@ -153,6 +166,7 @@ impl Bench {
         match program {
             Program::Iperf3 => self.iperf3(network),
             Program::Quinn => self.quinn(network),
+            Program::Library => self.library(network),
             _ => self.agent(network, program),
         }
     }
@@ -192,6 +206,23 @@ impl Bench {
         let mut sender = network.command("a", &own);
         sender.args(["--send", &format!("{}:{QUIC_PORT}", HOSTS[1]), "--certificate"]).arg(&certificate);
         sender.args(["--bytes", &self.bytes.to_string()]);
+        let mut sender = Process::start(sender)?;
+        let output = lines(sender.0.stdout.take().context("no output")?);
+        let cost = cost(&mut [sender, receiver], self.bytes)?;
+        let seconds: f64 = wait_for(&output, |line| line.parse().ok())?;
+        Ok(Transfer { rate: self.bytes as f64 * 8e-6 / seconds, cost })
+    }
+
+    fn library(&self, network: &Network) -> anyhow::Result<Transfer> {
+        let (_server, key) = self.serve(network)?;
+        let own = std::env::current_exe()?;
+        let mut receiver = network.command("b", &own);
+        receiver.args(["--listen", &format!("{SERVER}:{SERVER_PORT}")]).env("AGENT_KEY", &key);
+        let mut receiver = Process::start(receiver)?;
+        let output = lines(receiver.0.stdout.take().context("no output")?);
+        let ticket = wait_for(&output, |line| Some(line.to_owned()))?;
+        let mut sender = network.command("a", &own);
+        sender.args(["--connect", &ticket, "--bytes", &self.bytes.to_string()]);
         let mut sender = Process::start(sender)?;
         let output = lines(sender.0.stdout.take().context("no output")?);
         let cost = cost(&mut [sender, receiver], self.bytes)?;
