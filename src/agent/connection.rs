@@ -349,6 +349,11 @@ impl SendStream {
         async move { drop(stopped.await) }
     }
 
+    /// Sends bytes without a copy of them.
+    pub(crate) async fn write_chunk(&mut self, bytes: Bytes) -> io::Result<()> {
+        Ok(self.inner.write_chunk(bytes).await?)
+    }
+
     /// Resolves when the other side has declined the stream; sending more is useless then, but no failure.
     pub(crate) fn declined(&self) -> impl Future<Output = ()> + Send + 'static {
         let stopped = self.inner.stopped();

@@ -15,6 +15,7 @@ use crate::gateway::client::{
 };
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -333,7 +334,8 @@ impl ServiceDialer {
         let their_end = Notify::new();
         let up = async {
             let input = Input { directions, their_end: &their_end };
-            let total = input.send(&mut send, std::future::pending(), || report.input_open()).await?;
+            let write = async |bytes: Bytes| send.write_all(&bytes).await;
+            let total = input.send(write, std::future::pending(), || report.input_open()).await?;
             send.shutdown().await.map_err(Stop::Stream)?;
             Ok(total)
         };

@@ -7,14 +7,17 @@ use super::report::Reporter;
 use super::standard_streams;
 use super::terminal::{close_stdout, interrupted, is_stdout_null};
 use crate::agent::{Connection, ConnectionError, RecvStream};
+use bytes::{Bytes, BytesMut};
 use clap::Args;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 const CHUNK: usize = 128 * 1024;
+/// A buffer with less room is not read into.
+const SHORTEST_READ: usize = 16 * 1024;
 /// Time limit for the reason of a broken stream to arrive.
 const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -44,7 +47,7 @@ impl Input<'_> {
     /// Other input than a terminal may end with an answer; `notice` is called if it takes long.
     pub(super) async fn send(
         &self,
-        send: &mut (impl AsyncWrite + Unpin),
+        write: impl AsyncFnMut(Bytes) -> io::Result<()>,
         declined: impl Future<Output = ()>,
         notice: impl Fn(),
     ) -> Result<u64, Stop> {
@@ -66,7 +69,7 @@ impl Input<'_> {
             biased;
             () = &mut declined => Ok(()),
             () = abandoned => Ok(()),
-            sent = send_input(standard_streams::input(), send, &mut total) => sent,
+            sent = send_input(standard_streams::input(), write, &mut total) => sent,
         };
         match sent {
             // The stream may have been declined during the write.
@@ -169,7 +172,8 @@ async fn copy_both(
     let (their_end, our_end) = (Notify::new(), Notify::new());
     let up = async {
         let declined = send.declined();
-        let total = Input { directions, their_end: &their_end }.send(&mut send, declined, notice).await?;
+        let write = async |bytes| send.write_chunk(bytes).await;
+        let total = Input { directions, their_end: &their_end }.send(write, declined, notice).await?;
         send.finish().await.map_err(Stop::Stream)?;
         our_end.notify_one();
         Ok(total)
@@ -219,17 +223,20 @@ async fn receive(mut recv: RecvStream, directions: Directions, our_end: &Notify)
 /// Sends standard input until its end, without finishing the stream.
 async fn send_input(
     mut input: impl AsyncRead + Unpin,
-    send: &mut (impl AsyncWrite + Unpin),
+    mut write: impl AsyncFnMut(Bytes) -> io::Result<()>,
     total: &mut u64,
 ) -> Result<(), Stop> {
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = BytesMut::new();
     loop {
+        if buffer.capacity() < SHORTEST_READ {
+            buffer.reserve(CHUNK);
+        }
         // A read error counts as the end of the input.
-        let len = input.read(&mut buffer).await.unwrap_or(0);
+        let len = input.read_buf(&mut buffer).await.unwrap_or(0);
         if len == 0 {
             return Ok(());
         }
-        send.write_all(&buffer[..len]).await.map_err(Stop::Stream)?;
+        write(buffer.split().freeze()).await.map_err(Stop::Stream)?;
         *total += len as u64;
     }
 }
@@ -250,5 +257,30 @@ pub(super) async fn receive_output(
         output.write_all(&buffer[..len]).await.map_err(Stop::Output)?;
         output.flush().await.map_err(Stop::Output)?;
         total += len as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn input_is_sent_as_it_was_read_whether_in_small_or_large_parts() {
+        let (mut writer, reader) = tokio::io::duplex(300 * 1024);
+        let text: Vec<u8> = (0..1_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+        let writing = async {
+            for part in text[..1000].chunks(7).chain(text[1000..].chunks(200_000)) {
+                writer.write_all(part).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            drop(writer);
+        };
+        let (mut sent, mut total) = (Vec::new(), 0);
+        let write = async |bytes: Bytes| {
+            sent.extend_from_slice(&bytes);
+            Ok(())
+        };
+        let (result, ()) = tokio::join!(send_input(reader, write, &mut total), writing);
+        assert!(result.is_ok() && total == 1_000_000 && sent == text);
     }
 }

@@ -51,7 +51,7 @@ mod linux {
 
     /// Opens a standard stream anew; `None` if it is no anonymous pipe, or one of another user.
     pub(super) fn pipe<T: AsFd>(
-        number: u8,
+        number: i32,
         open: impl Fn(&Path, &OpenOptions) -> io::Result<T>,
     ) -> Option<T> {
         let path = format!("/proc/self/fd/{number}");
@@ -62,5 +62,35 @@ mod linux {
             let _ = rustix::pipe::fcntl_setpipe_size(&pipe, CAPACITY);
         }
         Some(pipe)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use rustix::fs::{OFlags, fcntl_getfl};
+        use std::os::fd::AsRawFd;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        #[tokio::test]
+        async fn a_pipe_is_opened_anew_and_stays_blocking_for_others() {
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            let mut input = pipe(reader.as_raw_fd(), |path, options| options.open_receiver(path)).unwrap();
+            let mut output = pipe(writer.as_raw_fd(), |path, options| options.open_sender(path)).unwrap();
+            for shared in [&reader, &writer] {
+                assert!(!fcntl_getfl(shared).unwrap().contains(OFlags::NONBLOCK));
+            }
+            output.write_all(b"hello").await.unwrap();
+            let mut read = [0; 5];
+            input.read_exact(&mut read).await.unwrap();
+            assert_eq!(&read, b"hello");
+            drop((output, writer));
+            assert_eq!(input.read(&mut read).await.unwrap(), 0, "the end");
+        }
+
+        #[tokio::test]
+        async fn what_is_no_pipe_is_left_alone() {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            assert!(pipe(file.as_raw_fd(), |path, options| options.open_receiver(path)).is_none());
+        }
     }
 }
