@@ -10,8 +10,8 @@ use super::stall_recovery::StallRecovery;
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
-    VarInt,
+    AckFrequencyConfig, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ServerConfig, TransportConfig, VarInt,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,10 @@ const DATAGRAM_SEND_BUFFER: usize = 256 << 10;
 /// Packets that may overtake another before it counts as lost: packets over the relay arrive after later ones over the direct path.
 const REORDERING_THRESHOLD: u32 = 64;
 const INITIAL_RTT: Duration = Duration::from_millis(150);
+/// The other side acknowledges one packet in this many at once, and any other one after this time; packets out of order at once, as without
+/// the extension (draft-ietf-quic-ack-frequency).
+const PACKETS_PER_ACK: u32 = 10;
+const ACK_DELAY: Duration = Duration::from_millis(5);
 
 /// An endpoint and its only connection.
 pub(super) struct QuicConnection {
@@ -183,6 +187,7 @@ fn transport(congestion: Arc<CongestionConfig>) -> TransportConfig {
         .initial_mtu(MTU)
         .min_mtu(MTU)
         .mtu_discovery_config(Some(mtu_discovery()))
+        .ack_frequency_config(Some(ack_frequency()))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
@@ -196,6 +201,15 @@ fn transport(congestion: Arc<CongestionConfig>) -> TransportConfig {
         .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER);
     transport
+}
+
+fn ack_frequency() -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config
+        .ack_eliciting_threshold(VarInt::from_u32(PACKETS_PER_ACK - 1))
+        .max_ack_delay(Some(ACK_DELAY))
+        .reordering_threshold(VarInt::from_u32(1));
+    config
 }
 
 fn mtu_discovery() -> MtuDiscoveryConfig {

@@ -145,6 +145,12 @@ async fn transfer(implementations: [IceImplementation; 2], policy: PathPolicy, e
     let moved = async { tokio::join!(sending, receiving).1 };
     let received = tokio::time::timeout(Duration::from_secs(30), moved).await.expect("everything moves");
     assert!(received == sent);
+    for side in [&client, &server] {
+        assert!(
+            side.connection.stats().frame_tx.ack_frequency > 0,
+            "fewer acknowledgements were not requested"
+        );
+    }
     a.engine.close().await;
     b.engine.close().await;
     turn.close().await.unwrap();
