@@ -182,9 +182,9 @@ impl Generation {
         }
     }
 
-    /// Returns whether a pair is checked for the first time.
+    /// Returns whether a pair is checked for the first time, or its first check is being repeated.
     pub(super) fn is_first_round(&self) -> bool {
-        self.pairs.iter().any(|pair| matches!(pair.state, PairState::Frozen | PairState::Checking(0)))
+        self.pairs.iter().any(Pair::is_new)
     }
 }
 

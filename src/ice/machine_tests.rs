@@ -71,6 +71,30 @@ fn lost_checks_are_repeated() {
 }
 
 #[test]
+fn the_first_repetitions_of_many_pairs_do_not_wait_for_each_other() {
+    let (start, mut agent) =
+        (crate::net::time::mono(), IceAgent::new(IceConfig::new(IceRole::Controlled), [1; 32]));
+    let address = |host: u8| std::net::SocketAddr::from(([192, 0, 2, host], 4000));
+    agent.add_local_candidate(start, Candidate::host(CandidateTransport::Udp, address(1), 1));
+    agent.set_remote_credentials(
+        start,
+        IceAgent::new(IceConfig::new(IceRole::Controlling), [2; 32]).local_credentials().clone(),
+    );
+    for host in 2..14 {
+        agent.add_remote_candidate(start, Candidate::host(CandidateTransport::Udp, address(host), 1));
+    }
+    let mut checks = std::collections::BTreeMap::<std::net::SocketAddr, usize>::new();
+    while let Some(at) = agent.poll_timeout().filter(|at| *at <= start + millis(400)) {
+        agent.handle_timeout(at);
+        while let Some(sent) = agent.poll_transmit() {
+            *checks.entry(sent.remote).or_default() += 1;
+        }
+    }
+    // At 0, 100 and 300 ms, with 5 ms between any two.
+    assert_eq!(checks.into_values().collect::<Vec<_>>(), [3; 12]);
+}
+
+#[test]
 fn a_direct_path_that_dies_is_left_and_used_again_when_it_is_back() {
     for seed in 0..20 {
         let mut network = network(Nat::PortRestricted, Nat::FullCone, seed);

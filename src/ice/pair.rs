@@ -18,6 +18,8 @@ const ROUND: [Duration; 7] = [
     Duration::from_millis(1300),
     Duration::from_millis(2000),
 ];
+/// Checks of the first round that do not wait for those of many other pairs: only the second or third one passes a filter that the peer opens.
+const PROMPT_CHECKS: usize = 3;
 /// Checks of a round after one without a response.
 const LATER_ROUND: usize = 3;
 /// The longest wait between rounds: of a pair that never answered, and of one that did, which may come back at any time.
@@ -179,6 +181,15 @@ impl Pair {
     /// Returns whether data may be sent on it.
     pub(super) fn is_usable(&self) -> bool {
         self.state == PairState::Succeeded
+    }
+
+    /// Returns whether it has had few checks, or none in this round.
+    pub(super) fn is_new(&self) -> bool {
+        match self.state {
+            PairState::Frozen | PairState::Checking(0) => true,
+            PairState::Checking(sent) => sent < PROMPT_CHECKS && self.failures == 0 && !self.key.is_tcp,
+            PairState::Succeeded | PairState::Failed => false,
+        }
     }
 
     /// Begins a round of checks at once, unless one has just begun.
