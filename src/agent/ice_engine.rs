@@ -637,7 +637,9 @@ impl IceEngine {
 
     /// Tells the call which path is in use, whenever that or its description changes.
     fn tell_path(&mut self) {
-        let Some(pair) = self.agent.as_ref().and_then(IceAgent::selected) else { return };
+        // If all paths have ended with the one that became silent, none of them is news.
+        let agent = self.agent.as_ref().filter(|agent| agent.is_selected_confirmed());
+        let Some(pair) = agent.and_then(IceAgent::selected) else { return };
         // A relayed address that the peer has not told yet is peer-reflexive. It usually has the address of this side's relay.
         let is_on_relay = |candidate: &Candidate| {
             let ip = candidate.address.ip();

@@ -276,6 +276,11 @@ impl IceAgent {
         Some(SelectedPair { local, remote, round_trip: pair.round_trip })
     }
 
+    /// Returns whether the selected pair has answered since another one became silent. Before, data is sent on it in hope.
+    pub(crate) fn is_selected_confirmed(&self) -> bool {
+        self.selected.and_then(|key| self.pair(key)).is_some_and(|pair| !pair.is_doubtful)
+    }
+
     /// Adds a local candidate. One that is known, or that is one too many, is ignored.
     pub fn add_local_candidate(&mut self, now: Instant, candidate: Candidate) {
         let same = |known: &Candidate| {
@@ -452,7 +457,10 @@ impl IceAgent {
     fn verify_all(&mut self, now: Instant) {
         for generation in [Some(&mut self.current), self.previous.as_mut()].into_iter().flatten() {
             let usable = generation.pairs.iter_mut().filter(|pair| pair.is_usable());
-            usable.for_each(|pair| pair.next_check = Some(now));
+            usable.for_each(|pair| {
+                pair.next_check = Some(now);
+                pair.is_doubtful = true;
+            });
         }
         self.hurry_until = Some(now + HURRY);
     }

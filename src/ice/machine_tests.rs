@@ -125,6 +125,24 @@ fn a_direct_path_that_dies_is_left_and_used_again_when_it_is_back() {
 }
 
 #[test]
+fn another_pair_is_confirmed_only_by_an_answer_after_the_selected_one_became_silent() {
+    for is_relay_up in [true, false] {
+        let mut network = network(Nat::Open, Nat::PortRestricted, 1);
+        network.wait(5 * SECOND, Network::is_direct).unwrap();
+        network.run(20 * SECOND);
+        let before = network.sides[0].agent.selected().unwrap().remote.address;
+        (network.is_direct_up, network.is_relay_up) = (false, is_relay_up);
+        let is_other = |network: &Network| {
+            let agent = &network.sides[0].agent;
+            agent.selected().is_some_and(|pair| pair.remote.address != before)
+                && agent.is_selected_confirmed()
+        };
+        assert_eq!(network.wait(8 * SECOND, is_other).is_some(), is_relay_up);
+        assert_eq!(network.sides[0].agent.state() == IceState::Connected, is_relay_up);
+    }
+}
+
+#[test]
 fn a_path_that_was_away_for_a_moment_is_used_again_soon() {
     for seed in 0..20 {
         let mut network = network(Nat::Open, Nat::PortRestricted, seed);

@@ -114,6 +114,8 @@ pub(super) struct Pair {
     waiting_since: Option<Instant>,
     /// It was silent for too long: it carries data only if no other pair can.
     pub(super) is_suspect: bool,
+    /// What made the selected pair silent may have ended this one too: it has not answered since.
+    pub(super) is_doubtful: bool,
     /// The next check has USE-CANDIDATE.
     pub(super) is_to_be_nominated: bool,
     /// The peer has checked it, and no check has been sent since.
@@ -142,6 +144,7 @@ impl Pair {
             last_response: None,
             waiting_since: None,
             is_suspect: false,
+            is_doubtful: false,
             is_to_be_nominated: false,
             was_triggered: false,
             is_checked_by_peer: false,
@@ -325,6 +328,7 @@ impl Pair {
     pub(super) fn on_alive(&mut self) {
         self.waiting_since = None;
         self.is_suspect = false;
+        self.is_doubtful = false;
     }
 
     /// Handles that something was sent that the peer answers.
