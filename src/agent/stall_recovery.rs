@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 /// How often the traffic is looked at, while there is any.
 const TICK: Duration = Duration::from_millis(50);
-/// How long acknowledgements may wait: the `max_ack_delay` of QUIC.
+/// How long acknowledgements may wait at most: the `max_ack_delay` of QUIC, until the other side asks for less.
 const ACK_DELAY: Duration = Duration::from_millis(25);
 /// The first and the longest silence after which a packet is sent that must be acknowledged; twice as long each time.
 const SILENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
