@@ -73,7 +73,7 @@ impl NetworkPrefix {
         (bits ^ u128::from_be_bytes(self.first)) & mask(self.len) == 0 && is_ipv4 == self.is_ipv4()
     }
 
-    #[cfg(feature = "server")]
+    #[cfg(any(feature = "server", feature = "forward"))]
     /// Returns whether `ip` is in one of `list`.
     #[must_use]
     pub fn any_contains(list: &[Self], ip: IpAddr) -> bool {
