@@ -123,6 +123,7 @@ pub struct Config {
     pub(super) port_mapping: bool,
     pub(super) spray: bool,
     pub(super) protocol: Protocol,
+    pub(super) listen_secret: Option<[u8; 32]>,
 }
 
 impl Default for Config {
@@ -136,6 +137,7 @@ impl Default for Config {
             port_mapping: true,
             spray: true,
             protocol: Protocol::default(),
+            listen_secret: None,
         }
     }
 }
@@ -203,6 +205,15 @@ impl Config {
     #[must_use]
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = protocol;
+        self
+    }
+
+    /// Sets the secret of listeners. Those of one secret have the same ticket, also after the process was started again; by default each listener
+    /// has its own.
+    #[cfg(all(feature = "files", unix))]
+    #[must_use]
+    pub(crate) fn listen_secret(mut self, secret: [u8; 32]) -> Self {
+        self.listen_secret = Some(secret);
         self
     }
 

@@ -8,7 +8,7 @@ use super::connection::Connection;
 use super::engine::{EngineCommand, EngineConfig};
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback::GatewayListener;
-use super::keys::AgentRole;
+use super::keys::{AgentRole, SECRET_LEN};
 use super::path::PathPolicy;
 use super::ping::{self, Describe};
 use super::resumption::{ResumedCall, Resumption};
@@ -24,6 +24,7 @@ use crate::signaling::wire::{
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use ring::hmac;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,7 +65,11 @@ impl Agent {
     /// # Errors
     /// [`RegistrationError`] if no server is configured or the server does not accept the registration.
     pub async fn listen(&self) -> Result<Listener, RegistrationError> {
-        let secret = Some(connect::random_text(TAG_SECRET_BYTES));
+        let (owner, ticket_secret) = match &self.config.listen_secret {
+            Some(secret) => listener_secrets(secret),
+            None => (connect::random_text(TAG_SECRET_BYTES), rand::random()),
+        };
+        let secret = Some(owner);
         let mut registration = RegistrationParams { key: self.config.key.clone(), secret, epoch: None };
         let registered = servers::register(&self.config.dialer, self.config.servers.clone(), &registration);
         let (session, events_rx) = registered.await?;
@@ -73,7 +78,7 @@ impl Agent {
             self.config.servers.iter().filter(|server| **server != session.name).cloned().collect();
         let engine = self.engine_config(&session.name, session.address, others.clone());
         let describe = ping::describe(&self.config);
-        let ticket = Ticket::new(session.name.clone(), session.registered.tag.to_string(), rand::random())
+        let ticket = Ticket::new(session.name.clone(), session.registered.tag.to_string(), ticket_secret)
             .with_further_servers(others);
         Ok(Listener::spawn(ticket, registration, (engine, describe), session, events_rx))
     }
@@ -131,6 +136,15 @@ impl Listener {
     pub async fn accept(&mut self) -> Option<Result<Connection, ConnectError>> {
         self.accepted.recv().await
     }
+}
+
+/// Returns the owner's secret of the tag and the secret of the ticket that belong to the secret of a listener.
+fn listener_secrets(secret: &[u8; 32]) -> (String, [u8; SECRET_LEN]) {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let (tag, ticket) =
+        (hmac::sign(&key, b"ginnel listener tag"), hmac::sign(&key, b"ginnel listener ticket"));
+    let owner = data_encoding::BASE32_NOPAD.encode(&tag.as_ref()[..TAG_SECRET_BYTES]).to_ascii_lowercase();
+    (owner, std::array::from_fn(|at| ticket.as_ref()[at]))
 }
 
 /// A session that its connector can resume.

@@ -21,12 +21,16 @@ use super::network::NetworkOptions;
 use super::proxy_environment;
 use super::report::Reporter;
 use super::terminal::{close_politely, interrupted};
-use crate::agent::{Agent, ConnectError, Connection, Listener, Protocol, RegistrationError};
+use crate::agent::{Agent, Config, ConnectError, Connection, Listener, Protocol, RegistrationError, Ticket};
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
 use clap::Args;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+#[cfg(all(feature = "files", unix, feature = "messaging-client"))]
+use std::path::Path;
+#[cfg(all(feature = "files", unix))]
+use std::path::PathBuf;
 use std::pin::Pin;
 
 /// See the [module](self).
@@ -52,6 +56,15 @@ pub(super) struct Offer<'a> {
 type Interrupt = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl OfferOptions {
+    /// Returns the state folder, if it is not the default one.
+    #[cfg(all(feature = "files", unix))]
+    pub(super) fn state(&self) -> Option<PathBuf> {
+        #[cfg(feature = "messaging-client")]
+        return self.account.state().map(Path::to_path_buf);
+        #[cfg(not(feature = "messaging-client"))]
+        return std::env::var_os("AGENT_STATE").map(PathBuf::from);
+    }
+
     /// Registers, and prints the ticket with `agent connect`. Retries until the server is reachable.
     pub(super) async fn start<'a>(
         &self,
@@ -68,8 +81,18 @@ impl OfferOptions {
         command: &str,
         report: &'a Reporter,
     ) -> Result<Offer<'a>, CommandError> {
+        self.start_with(self.network.config(protocol)?, command, report).await
+    }
+
+    /// The same with a configuration.
+    pub(super) async fn start_with<'a>(
+        &self,
+        config: Config,
+        command: &str,
+        report: &'a Reporter,
+    ) -> Result<Offer<'a>, CommandError> {
         let name = self.network.server.first().ok_or(UsageError::NoServer)?;
-        let (server, agent) = (name.to_string(), Agent::new(self.network.config(protocol)?));
+        let (server, agent) = (name.to_string(), Agent::new(config));
         #[cfg(feature = "messaging-client")]
         let account = self.account.account(report)?;
         proxy_environment::report(report, &name.host, name.port);
@@ -88,6 +111,11 @@ impl OfferOptions {
 }
 
 impl Offer<'_> {
+    /// Returns the ticket.
+    pub(super) fn ticket(&self) -> Option<&Ticket> {
+        self.listener.as_ref().map(Listener::ticket)
+    }
+
     /// Waits for the next connection. An error ends the offer: nobody can connect any more, or a signal has arrived.
     pub(super) async fn accept(&mut self) -> Result<Connection, CommandError> {
         loop {

@@ -34,20 +34,20 @@ pub(super) async fn show_while<T>(
 }
 
 /// See the [module](self).
-struct PathLine<'a> {
+pub(super) struct PathLine<'a> {
     report: &'a Reporter,
     lost_at: Option<Instant>,
     is_terminal: bool,
 }
 
 impl<'a> PathLine<'a> {
-    fn new(report: &'a Reporter) -> Self {
+    pub(super) fn new(report: &'a Reporter) -> Self {
         let is_terminal = !report.is_json() && io::stderr().is_terminal();
         Self { report, lost_at: None, is_terminal }
     }
 
     /// Shows a path, or its loss.
-    fn show(&mut self, path: &PathInfo) {
+    pub(super) fn show(&mut self, path: &PathInfo) {
         let now = time::now().mono;
         let was_lost = self.end();
         if path.is_lost {
@@ -63,7 +63,7 @@ impl<'a> PathLine<'a> {
     }
 
     /// Waits until the time without a path is to be shown again.
-    async fn due(&self) {
+    pub(super) async fn due(&self) {
         match self.lost_at.filter(|_| self.is_terminal) {
             Some(lost_at) => {
                 let elapsed = time::now().mono.saturating_duration_since(lost_at).as_secs();
@@ -74,14 +74,14 @@ impl<'a> PathLine<'a> {
     }
 
     /// Shows how long no path has answered.
-    fn refresh(&self) {
+    pub(super) fn refresh(&self) {
         if let Some(lost_at) = self.lost_at {
             self.report.path_lost_for(time::now().mono.saturating_duration_since(lost_at));
         }
     }
 
     /// Ends the line that changes in place; returns since when no path has answered.
-    fn end(&mut self) -> Option<Instant> {
+    pub(super) fn end(&mut self) -> Option<Instant> {
         let lost_at = self.lost_at.take();
         if lost_at.is_some() && self.is_terminal {
             self.report.end_line();

@@ -43,7 +43,7 @@ pub(super) enum Target {
     Ticket(Ticket),
 }
 
-#[cfg(feature = "messaging-client")]
+#[cfg(any(feature = "messaging-client", feature = "files"))]
 impl Target {
     /// Returns the ticket, if the peer was named by one.
     pub(super) fn ticket(&self) -> Option<&Ticket> {
@@ -63,6 +63,12 @@ impl Target {
 }
 
 impl ReachOptions {
+    /// Returns whether a peer is named by an option or the environment.
+    #[cfg(feature = "files")]
+    pub(super) fn is_given(&self) -> bool {
+        self.ticket_file.is_some() || self.environment_ticket.is_some() || self.environment_code.is_some()
+    }
+
     /// Returns whom to connect to: the argument, or else the file, the environment or the answer to a prompt.
     pub(super) fn target(&self, argument: Option<&str>, report: &Reporter) -> Result<Target, UsageError> {
         let text = match (argument, &self.ticket_file, &self.environment_ticket) {

@@ -5,7 +5,7 @@
 #[cfg(not(unix))]
 pub(super) use other::{close_stdout, interrupted, is_stdout_null, prompt};
 #[cfg(unix)]
-pub(super) use unix::{close_stdout, interrupted, is_stdout_null, prompt};
+pub(super) use unix::{ask, can_ask, close_stdout, interrupted, is_stdout_null, prompt};
 
 use std::time::Duration;
 use tokio::time::sleep;
@@ -90,8 +90,22 @@ mod unix {
 
     /// Prompts on the terminal without echo. Handles signals, so that the terminal gets its echo back before the program ends.
     pub(in super::super) fn prompt(what: &str) -> PromptAnswer {
+        read(&format!("{what}: "), true)
+    }
+
+    /// Asks on the terminal, with echo; an empty answer is `None`.
+    pub(in super::super) fn ask(question: &str) -> PromptAnswer {
+        read(&format!("{question} "), false)
+    }
+
+    /// Returns whether there is a terminal to ask on.
+    pub(in super::super) fn can_ask() -> bool {
+        io::stdin().is_terminal() || io::stderr().is_terminal()
+    }
+
+    fn read(what: &str, is_hidden: bool) -> PromptAnswer {
         let stdin = io::stdin();
-        if !stdin.is_terminal() && !io::stderr().is_terminal() {
+        if !can_ask() {
             return PromptAnswer::None;
         }
         // Standard input may be the data to send.
@@ -103,12 +117,15 @@ mod unix {
         };
         let answer = {
             let mut signals = Signals::subscribe();
-            let _hidden = HiddenEcho::new(terminal);
-            let _ = write!(io::stderr(), "{what}: ");
+            let _hidden = is_hidden.then(|| HiddenEcho::new(terminal));
+            let _ = write!(io::stderr(), "{what}");
             let terminal = terminal.try_clone_to_owned();
             terminal.map_or(PromptAnswer::None, |terminal| read_line(terminal, || signals.has_arrived()))
         };
-        let _ = writeln!(io::stderr());
+        // With an echo the terminal has shown the end of the line.
+        if is_hidden || matches!(answer, PromptAnswer::Interrupted) {
+            let _ = writeln!(io::stderr());
+        }
         answer
     }
 

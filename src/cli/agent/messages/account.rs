@@ -46,6 +46,14 @@ pub(super) struct AccountOptions {
     pub(super) output: OutputOptions,
 }
 
+impl AccountChoice {
+    /// Returns the state folder, if it is not the default one.
+    #[cfg(all(feature = "files", unix))]
+    pub(super) fn state(&self) -> Option<&Path> {
+        self.state.state.as_deref()
+    }
+}
+
 impl StateFolder {
     fn accounts(&self) -> Result<PathBuf, MessagingError> {
         let state = match (&self.state, std::env::var_os("XDG_STATE_HOME"), std::env::home_dir()) {

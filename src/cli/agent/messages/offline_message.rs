@@ -14,6 +14,8 @@ use crate::cli::agent::terminal::interrupted;
 use crate::messaging_client::{Account, Client, PartyName, Receive};
 use clap::Args;
 use serde_json::json;
+#[cfg(all(feature = "files", unix))]
+use std::path::Path;
 
 const USAGE: &str = "agent connect TICKET --message TEXT";
 
@@ -91,6 +93,12 @@ impl OfflineMessage {
 }
 
 impl TicketOptions {
+    /// Returns the state folder, if it is not the default one.
+    #[cfg(all(feature = "files", unix))]
+    pub(in crate::cli::agent) fn state(&self) -> Option<&Path> {
+        self.choice.state()
+    }
+
     /// Returns the account for a ticket; none if nobody has logged in. One that cannot be read does not keep a listener from listening,
     /// unless it was asked for.
     pub(in crate::cli::agent) fn account(
