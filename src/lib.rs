@@ -50,6 +50,7 @@
         feature = "mesh",
         feature = "messaging",
         feature = "messaging-client",
+        feature = "files",
         feature = "cli"
     )),
     allow(dead_code, unused_imports, unreachable_pub)
@@ -65,6 +66,8 @@ mod clock;
 mod config;
 #[cfg(feature = "server")]
 mod dataplane;
+#[cfg(all(feature = "files", unix))]
+pub(crate) mod file_transfer;
 #[cfg(feature = "forward")]
 mod forwarding;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
@@ -106,7 +109,7 @@ pub mod turn_client;
 pub mod turn_server;
 #[cfg(any(feature = "server", feature = "agent"))]
 mod turn_wire;
-#[cfg(any(feature = "server", feature = "messaging-client"))]
+#[cfg(any(feature = "server", feature = "messaging-client", feature = "files"))]
 mod whole_file;
 
 #[cfg(feature = "agent")]
