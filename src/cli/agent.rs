@@ -4,6 +4,8 @@ mod connect;
 mod doctor;
 mod error;
 mod escape;
+#[cfg(all(feature = "files", unix))]
+mod files;
 #[cfg(feature = "forward")]
 mod forward;
 #[cfg(feature = "forward")]
@@ -83,6 +85,12 @@ enum AgentCommand {
     Listen(listen::Listen),
     /// Connect standard input and output to the agent that printed the ticket
     Connect(Box<connect::Connect>),
+    /// Send files and folders to the machine that runs `agent recv`; goes on after an interruption
+    #[cfg(all(feature = "files", unix))]
+    Send(files::send::Send),
+    /// Receive what `agent send` offers; goes on after an interruption
+    #[cfg(all(feature = "files", unix))]
+    Recv(Box<files::recv::Recv>),
     /// Find out which paths this machine's network allows, and what would mend it
     Doctor(Box<doctor::Doctor>),
     /// Show whether a peer answers, and by which path
@@ -131,6 +139,10 @@ impl AgentCommand {
         let output = match &self {
             Self::Listen(listen) => listen.output(),
             Self::Connect(connect) => connect.output(),
+            #[cfg(all(feature = "files", unix))]
+            Self::Send(send) => send.output(),
+            #[cfg(all(feature = "files", unix))]
+            Self::Recv(recv) => recv.output(),
             Self::Doctor(doctor) => doctor.output(),
             Self::Ping(ping) => ping.output(),
             Self::Share(share) | Self::Serve(share) => share.output(),
@@ -155,6 +167,10 @@ impl AgentCommand {
         let done = match self {
             Self::Listen(listen) => listen.run(&report).await,
             Self::Connect(connect) => connect.run(&report).await,
+            #[cfg(all(feature = "files", unix))]
+            Self::Send(send) => send.run(&report).await,
+            #[cfg(all(feature = "files", unix))]
+            Self::Recv(recv) => recv.run(&report).await,
             Self::Doctor(doctor) => doctor.run(&report).await,
             Self::Ping(ping) => ping.run(&report).await,
             Self::Share(share) => share.run(&report).await,

@@ -28,6 +28,7 @@ mod dependencies;
 mod doctor;
 mod error_table;
 mod examples;
+mod files;
 mod first_start;
 mod forwarding;
 mod fuzz_corpora;

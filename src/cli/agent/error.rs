@@ -111,6 +111,9 @@ pub(super) enum CommandError {
     #[cfg(feature = "messaging-client")]
     #[error(transparent)]
     Messaging(#[from] super::messages::MessagingError),
+    #[cfg(all(feature = "files", unix))]
+    #[error(transparent)]
+    Files(#[from] super::files::error::FilesError),
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
 }
@@ -198,6 +201,8 @@ impl CommandError {
             Self::Forward(error) => error.describe(),
             #[cfg(feature = "messaging-client")]
             Self::Messaging(error) => error.describe(),
+            #[cfg(all(feature = "files", unix))]
+            Self::Files(error) => error.describe(),
             Self::Output(_) => description(1, "local", "local", STANDARD_OUTPUT),
         }
     }
