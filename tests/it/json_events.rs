@@ -35,6 +35,8 @@ const VERBS: &[(&str, fn(&Bench) -> Vec<Value>, &[&str])] = &[
         &["ticket", "sharing", "guest", "refused", "guest_listening", "guest_left"],
     ),
     ("forward", |bench| bench.forward().1, &["listening", "not_forwarded", "path", "closed"]),
+    ("send", |bench| bench.transfer().0, &["ticket", "path", "done", "left_out"]),
+    ("recv", |bench| bench.transfer().1, &["offer", "path", "done", "left_out"]),
     ("error", |bench| bench.run(&["connect", "agent:x"], false), &["error"]),
 ];
 
@@ -55,6 +57,25 @@ impl Bench {
         let mut run = Proc::start(arguments[0], self.command(arguments), Stdout::Lines);
         assert_eq!(run.wait(UP).success(), succeeds, "{}", run.printed());
         events(&run)
+    }
+
+    /// A folder with a file, and a link that is left out.
+    fn transfer(&self) -> (Vec<Value>, Vec<Value>) {
+        let (server, folder) = (self.server.address.to_string(), tempfile::tempdir().unwrap());
+        let [from, to] = ["from", "to"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+        [&from, &to].iter().for_each(|path| fs::create_dir(path).unwrap());
+        fs::write(format!("{from}/file"), "content").unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", format!("{from}/link")).unwrap();
+        let with_state = |arguments: &[&str]| {
+            let mut command = self.command(arguments);
+            command.env("AGENT_STATE", folder.path().join(arguments[0]));
+            Proc::start(arguments[0], command, Stdout::Lines)
+        };
+        let mut sender = with_state(&["send", &from, "--server", &server]);
+        let mut receiver = with_state(&["recv", "--yes", "--to", &to, &ticket_of(&sender)]);
+        sender.succeed(UP);
+        receiver.succeed(UP);
+        (events(&sender), events(&receiver))
     }
 
     /// Two pings of a listener.

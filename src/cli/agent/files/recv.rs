@@ -373,6 +373,10 @@ impl Receiver<'_> {
             }
         };
         bar.show(&self.progress, self.total);
+        // The path of a short connection may be known only at its end.
+        while let Ok(Some(path)) = timeout(Duration::ZERO, paths.next()).await {
+            bar.suspend(|| line.show(&path));
+        }
         bar.suspend(|| {
             line.end();
         });

@@ -307,6 +307,10 @@ impl Sender<'_> {
         let Ended { connection, result } = end;
         let (_, total, is_counted) = self.survey.counted();
         session.bar.show(&self.progress, Some(total).filter(|_| is_counted));
+        // The path of a short connection may be known only at its end.
+        while let Ok(Some(path)) = timeout(Duration::ZERO, next_path(&mut session.paths)).await {
+            session.bar.suspend(|| session.line.show(&path));
+        }
         session.bar.suspend(|| {
             session.line.end();
         });
