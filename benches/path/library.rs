@@ -14,9 +14,8 @@ fn config() -> Config {
 }
 
 /// Prints a ticket, then receives one stream.
-pub(super) async fn receive(server: &str) -> anyhow::Result<()> {
-    let key = std::env::var("AGENT_KEY")?;
-    let mut listener = Agent::new(config().server(server.parse()?).key(&key)).listen().await?;
+pub(super) async fn receive(server: &str, key: &str) -> anyhow::Result<()> {
+    let mut listener = Agent::new(config().server(server.parse()?).key(key)).listen().await?;
     writeln!(std::io::stdout(), "{}", listener.ticket())?;
     let connection = listener.accept().await.context("the ticket is no longer valid")??;
     let (_send, mut recv) = connection.accept_bi().await?;

@@ -60,8 +60,10 @@ struct Options {
     send: Option<SocketAddr>,
     #[arg(long, hide = true)]
     certificate: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, requires = "key")]
     listen: Option<String>,
+    #[arg(long, hide = true)]
+    key: Option<String>,
     #[arg(long, hide = true)]
     connect: Option<String>,
 }
@@ -108,8 +110,8 @@ async fn transfer(options: &Options) -> anyhow::Result<bool> {
         Options { send: Some(address), certificate: Some(certificate), bytes, .. } => {
             quic::send(*address, certificate, *bytes).await?
         }
-        Options { listen: Some(server), .. } => {
-            library::receive(server).await?;
+        Options { listen: Some(server), key: Some(key), .. } => {
+            library::receive(server, key).await?;
             return Ok(true);
         }
         Options { connect: Some(ticket), bytes, .. } => library::send(ticket, *bytes).await?,

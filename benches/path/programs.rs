@@ -217,7 +217,7 @@ impl Bench {
         let (_server, key) = self.serve(network)?;
         let own = std::env::current_exe()?;
         let mut receiver = network.command("b", &own);
-        receiver.args(["--listen", &format!("{SERVER}:{SERVER_PORT}")]).env("AGENT_KEY", &key);
+        receiver.args(["--listen", &format!("{SERVER}:{SERVER_PORT}"), "--key", &key]);
         let mut receiver = Process::start(receiver)?;
         let output = lines(receiver.0.stdout.take().context("no output")?);
         let ticket = wait_for(&output, |line| Some(line.to_owned()))?;
