@@ -78,6 +78,7 @@ pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> String {
 pub(super) struct CallAuth {
     role: AgentRole,
     key: hmac::Key,
+    key_id: String,
     caller: Tag,
     callee: Tag,
     connector: String,
@@ -90,6 +91,8 @@ pub(super) struct CallAuth {
 pub(super) const SESSION_SECRET_LEN: usize = 32;
 /// The option of an offer that resumes a session.
 const RESUME: &str = "resume:";
+/// The option of an offer that names the secret with which it is authenticated.
+const KEY: &str = "key:";
 
 impl CallAuth {
     /// Returns the connector's side of a call from `caller`, whose fragment is `ufrag`, to `callee`.
@@ -98,6 +101,7 @@ impl CallAuth {
             resumed: None,
             role: AgentRole::Connector,
             key: secret.call_key(),
+            key_id: secret.key_id(),
             caller: caller.clone(),
             callee: callee.clone(),
             connector: ufrag.to_owned(),
@@ -149,6 +153,7 @@ impl CallAuth {
     /// Puts this side's MAC into its offer or answer, in the place of the ICE password.
     pub(super) fn sign(&self, ice: &mut IceDescription) {
         if self.role == AgentRole::Connector {
+            ice.opts.push(format!("{KEY}{}", self.key_id));
             ice.opts.extend(self.resumed().map(|ufrag| format!("{RESUME}{ufrag}")));
         }
         ice.pwd = Some(match self.role {
@@ -190,6 +195,11 @@ impl CallAuth {
 /// Returns the fragment of the session that an offer resumes.
 pub(super) fn resumed_fragment(offer: &IceDescription) -> Option<&str> {
     offer.opts.iter().find_map(|option| option.strip_prefix(RESUME))
+}
+
+/// Returns the key id of the secret with which an offer is authenticated; older connectors state none.
+pub(super) fn key_id(offer: &IceDescription) -> Option<&str> {
+    offer.opts.iter().find_map(|option| option.strip_prefix(KEY))
 }
 
 /// The last offers that a listener has received. Only holders of the ticket can fill it.

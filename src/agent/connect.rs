@@ -1,11 +1,12 @@
-//! [`Agent`], and how a connector reaches the listener that made a ticket.
+//! [`Agent`], and how a connector reaches the listener of a ticket or code.
 
 use super::call::{self, CallRequest, CallResources, Negotiation};
 use super::call_auth::{self, CallAuth};
+use super::code::{self, ShortCode};
 use super::config::{Config, ServerName};
 use super::connection::{Connection, PathHandle};
 use super::engine::{AccessKey, EngineCommand, EngineConfig, RelayCredentials};
-use super::error::{ConnectError, RegistrationError};
+use super::error::{ConnectError, Refusal, RegistrationError};
 use super::gateway_fallback;
 use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
@@ -14,7 +15,7 @@ use super::quic::{HANDSHAKE_TIMEOUT, QuicEndpoint};
 use super::resumption::{Callee, Resumption};
 use super::servers::{self, ServerStream};
 use super::session::{NO_PATH, SessionConfig};
-use super::signaling_client::{RegistrationParams, SignalingClient};
+use super::signaling_client::{Registered, RegistrationParams, ServerEvent, SignalingClient};
 use super::ticket::Ticket;
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
@@ -32,6 +33,47 @@ pub struct Agent {
     pub(super) config: Config,
 }
 
+/// Whom a connector calls.
+#[derive(Debug, Clone, Copy)]
+enum Destination<'a> {
+    Ticket(&'a Ticket),
+    Code(&'a ShortCode),
+}
+
+impl Destination<'_> {
+    /// Returns the secret, if it is known without the listener.
+    fn secret(self) -> Option<Secret> {
+        match self {
+            Self::Ticket(ticket) => Some(ticket.secret.clone()),
+            Self::Code(_) => None,
+        }
+    }
+
+    /// Returns the listener's tag, and the secret.
+    async fn find(self, opened: &mut OpenedCall) -> Result<(Tag, Secret), ConnectError> {
+        match self {
+            Self::Ticket(ticket) => {
+                let tag = Tag::new(ticket.tag.clone()).ok_or(ConnectError::Offline)?;
+                Ok((tag, ticket.secret.clone()))
+            }
+            Self::Code(code) => {
+                let server = opened.server.to_string();
+                let signaling = (&opened.signaling, &mut opened.events);
+                code::resolve::resolve(code, signaling, &opened.registered.tag, &server).await
+            }
+        }
+    }
+}
+
+/// What a connector has before its call: sockets that gather, and a registration.
+struct OpenedCall {
+    server: ServerName,
+    resources: CallResources,
+    signaling: SignalingClient,
+    events: mpsc::Receiver<ServerEvent>,
+    registered: Registered,
+}
+
 impl Agent {
     /// Returns an agent with this configuration.
     #[must_use]
@@ -44,25 +86,49 @@ impl Agent {
     /// # Errors
     /// [`ConnectError`] states which step failed.
     pub async fn connect(&self, ticket: &Ticket) -> Result<Connection, ConnectError> {
-        let mut servers = match &self.config.servers[..] {
+        let servers = match &self.config.servers[..] {
             [] => ticket.servers(),
             configured => configured.to_vec(),
         };
-        let callee = Tag::new(ticket.tag.clone()).ok_or(ConnectError::Offline)?;
-        let started = time::now().mono;
+        self.connect_to(Destination::Ticket(ticket), servers).await
+    }
+
+    /// Connects to the listener that offers the code, at a configured server.
+    ///
+    /// # Errors
+    /// [`ConnectError`] states which step failed.
+    pub async fn connect_code(&self, code: &ShortCode) -> Result<Connection, ConnectError> {
+        self.connect_to(Destination::Code(code), self.config.servers.clone()).await
+    }
+
+    async fn connect_to(
+        &self,
+        destination: Destination<'_>,
+        mut servers: Vec<ServerName>,
+    ) -> Result<Connection, ConnectError> {
+        let (started, all) = (time::now().mono, servers.clone());
         let mut failed = None;
         loop {
-            let (index, opened) = match servers::connect_first(&self.config.dialer, &servers).await {
+            let (index, stream) = match servers::connect_first(&self.config.dialer, &servers).await {
                 Ok(connected) => connected,
                 Err(error) => return Err(failed.unwrap_or_else(|| error.into())),
             };
-            let (server, address) = (servers.remove(index), opened.address);
-            let error = match self.call(ticket, (&server, opened), callee.clone()).await {
+            let (server, address) = (servers.remove(index), stream.address);
+            let mut secret = destination.secret();
+            let called = async {
+                let further = all.iter().filter(|other| **other != server).cloned().collect();
+                let mut opened = self.open(&server, stream, further).await?;
+                let (callee, found) = destination.find(&mut opened).await?;
+                self.call(opened, &callee, secret.insert(found), &all).await
+            };
+            let error = match called.await {
                 Ok(connection) => return Ok(connection),
                 // The listener may have registered with another server.
-                Err(error @ (ConnectError::Offline | ConnectError::Registration(_)))
-                    if !servers.is_empty() =>
-                {
+                Err(
+                    error @ (ConnectError::Offline
+                    | ConnectError::Registration(_)
+                    | ConnectError::Refused(Refusal::UnknownCode)),
+                ) if !servers.is_empty() => {
                     failed = Some(error);
                     continue;
                 }
@@ -70,67 +136,67 @@ impl Agent {
             };
             let reason =
                 gateway_fallback::reason(&error).filter(|_| self.config.policy != PathPolicy::DirectOnly);
-            let Some(reason) = reason else { return Err(error) };
+            let (Some(reason), Some(secret)) = (reason, secret) else { return Err(error) };
             let engine = self.engine_config(&server, address, Vec::new());
-            let connected = gateway_fallback::connect(&engine, &ticket.secret, (started, reason)).await;
+            let connected = gateway_fallback::connect(&engine, &secret, (started, reason)).await;
             return connected.map_err(|failure| gateway_fallback::add_attempt(error, &failure));
         }
     }
 
-    /// Calls the listener through the server's signalling and finds a path to it.
-    async fn call(
+    /// Registers with the server, and begins to gather meanwhile, at the further servers too.
+    async fn open(
         &self,
-        ticket: &Ticket,
-        (server, opened): (&ServerName, ServerStream),
-        callee: Tag,
-    ) -> Result<Connection, ConnectError> {
-        let ufrag = random_ufrag();
-        let pwd = call_auth::connector_password(&ticket.secret, &ufrag);
-        let mut config = SessionConfig {
-            role: AgentRole::Connector,
-            policy: self.config.policy,
-            ufrag,
-            pwd,
-            own_relay: false,
-        };
-        let resources = CallResources::start(self.engine_config(
-            server,
-            opened.address,
-            self.further_servers(ticket, server),
-        ))?;
+        server: &ServerName,
+        stream: ServerStream,
+        further: Vec<ServerName>,
+    ) -> Result<OpenedCall, ConnectError> {
+        let resources = CallResources::start(self.engine_config(server, stream.address, further))?;
         let registration = RegistrationParams { key: self.config.key.clone(), secret: None, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
-        let opened = SignalingClient::open(opened.stream, server, &registration, events).await;
+        let opened = SignalingClient::open(stream.stream, server, &registration, events).await;
         let (signaling, registered) =
             opened.map_err(|error| RegistrationError::from_signaling(&server.to_string(), error))?;
         resources.probe_second_port(registered.stun2.clone());
         resources.send(EngineCommand::AllowSpray(registered.spray));
+        Ok(OpenedCall { server: server.clone(), resources, signaling, events: events_rx, registered })
+    }
+
+    /// Calls the listener through the server's signalling and finds a path to it. `servers` are those at which it may be.
+    async fn call(
+        &self,
+        opened: OpenedCall,
+        callee: &Tag,
+        secret: &Secret,
+        servers: &[ServerName],
+    ) -> Result<Connection, ConnectError> {
+        let OpenedCall { server, resources, signaling, events, registered } = opened;
+        let ufrag = random_ufrag();
+        let pwd = call_auth::connector_password(secret, &ufrag);
         let relay = relay_credentials(&registered.ice_servers);
-        config.own_relay = relay.is_some();
+        let config = SessionConfig {
+            role: AgentRole::Connector,
+            policy: self.config.policy,
+            ufrag,
+            pwd,
+            own_relay: relay.is_some(),
+        };
         resources.send(EngineCommand::Relay(relay));
-        let auth = CallAuth::of_connector(&ticket.secret, [&registered.tag, &callee], &config.ufrag);
+        let auth = CallAuth::of_connector(secret, [&registered.tag, callee], &config.ufrag);
+        // The one in use is the first.
+        let others = servers.iter().filter(|other| **other != server).cloned();
         let resumption = Resumption::of_connector(Callee {
-            servers: std::iter::once(server.clone()).chain(self.further_servers(ticket, server)).collect(),
+            servers: std::iter::once(server.clone()).chain(others).collect(),
             dialer: self.config.dialer.clone(),
             key: self.config.key.clone(),
-            secret: ticket.secret.clone(),
+            secret: secret.clone(),
             tag: callee.clone(),
             ufrag: config.ufrag.clone(),
             session: resources.endpoint.session(),
         });
-        let request = CallRequest::Outgoing { tag: registered.tag, callee };
+        let request = CallRequest::Outgoing { tag: registered.tag, callee: callee.clone() };
         let endpoint = resources.endpoint.clone();
-        let negotiation =
-            call::negotiate(resources, config, request, auth, (signaling, events_rx), resumption)?;
-        establish(endpoint, (&ticket.secret, AgentRole::Connector), negotiation).await
-    }
-
-    /// Returns the other servers at which the listener may be.
-    fn further_servers(&self, ticket: &Ticket, used: &ServerName) -> Vec<ServerName> {
-        let mut known =
-            if self.config.servers.is_empty() { ticket.servers() } else { self.config.servers.clone() };
-        known.retain(|server| server != used);
-        known
+        let negotiation = call::negotiate(resources, config, request, auth, (signaling, events), resumption)?;
+        establish(endpoint, (secret, AgentRole::Connector), negotiation).await
     }
 
     /// Returns the configuration of an ICE engine that uses the server `name` at the address `server`.

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -46,6 +48,7 @@ pub struct Connection {
     endpoint: quinn::Endpoint,
     control: ControlStreams,
     path: PathHandle,
+    is_revoked: Arc<AtomicBool>,
     _recovery: StallRecovery,
 }
 
@@ -153,7 +156,8 @@ impl PathHandle {
 impl Connection {
     pub(super) fn new(quic: QuicConnection, path: PathHandle) -> Self {
         let control = ControlStreams::start(quic.connection.clone(), path.control.clone());
-        Self { inner: quic.connection, endpoint: quic.endpoint, control, path, _recovery: quic.recovery }
+        let QuicConnection { connection, endpoint, recovery, is_revoked } = quic;
+        Self { inner: connection, endpoint, control, path, is_revoked, _recovery: recovery }
     }
 
     /// Returns whether the connector only pings.
@@ -253,6 +257,9 @@ impl Connection {
     /// is still in use: no path answers any more.
     async fn explain(&self, error: quinn::ConnectionError) -> ConnectionError {
         match error {
+            quinn::ConnectionError::LocallyClosed if self.is_revoked.load(Ordering::Relaxed) => {
+                ConnectionError::Revoked
+            }
             quinn::ConnectionError::TimedOut | quinn::ConnectionError::LocallyClosed => {
                 let server = self.path.lost_server().await;
                 server.map_or(ConnectionError::PeerTimedOut, |server| {

@@ -1,5 +1,6 @@
 //! Why an operation of an agent failed: one enum per operation.
 
+use super::admission::MAX_TICKETS;
 use super::path::PathPolicy;
 use super::signaling_client::SignalingError;
 use crate::net::dialer::DialError;
@@ -78,9 +79,38 @@ pub enum Refusal {
     /// The listener accepts no further connection.
     #[error("the other side accepts no further connection: the ticket has been used")]
     Busy,
+    /// No listener has this code.
+    #[error("no listener has this code: its number is wrong, or it was used or has expired")]
+    UnknownCode,
+    /// The listener does not accept the code any more.
+    #[error(
+        "the other side does not accept this code any more: it was used, or tried too often with wrong words"
+    )]
+    SpentCode,
+    /// The words of the code are not those of the listener.
+    #[error("the words of the code are wrong, or something between the two sides interferes")]
+    WrongCode,
     /// Another reason, as stated by the refusing side.
     #[error("{0}")]
     Stated(String),
+}
+
+/// Why a listener could not offer a code or a further ticket.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// The listener has ended.
+    #[error("the listener has ended")]
+    Ended,
+    /// The listener has too many tickets.
+    #[error("a listener has at most {MAX_TICKETS} tickets")]
+    TooManyTickets,
+    /// The server gives out no number for a code; what it states.
+    #[error("the server gives out no number for a code: {0}")]
+    NoLocator(String),
+    /// The server does not answer.
+    #[error("the server does not answer")]
+    TimedOut,
 }
 
 /// Why no connection was established.
@@ -144,6 +174,9 @@ pub enum ConnectionError {
     /// The other side runs a newer version of the protocol.
     #[error("the other side uses a newer version of the protocol: update this agent")]
     Version,
+    /// The listener has revoked the ticket of the other side, or its time is over.
+    #[error("the ticket of the other side is no longer valid")]
+    Revoked,
     /// This side closed it.
     #[error("the connection was closed on this side")]
     Closed,

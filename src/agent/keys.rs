@@ -10,6 +10,8 @@ use std::fmt;
 pub(super) const SECRET_LEN: usize = 16;
 /// Length of a derived key in bytes.
 const KEY_LEN: usize = 32;
+/// Length of a key id in bytes.
+const KEY_ID_LEN: usize = 10;
 const SALT: &[u8] = b"ginnel/2";
 
 /// The secret that both holders of a ticket share; `Debug` does not print it.
@@ -53,6 +55,12 @@ impl Secret {
     /// Derives the key that authenticates the signalling of all calls of the ticket.
     pub(super) fn call_key(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.derive(b"ginnel/2 call"))
+    }
+
+    /// Derives the name by which an offer tells the listener with which of its secrets it is authenticated; it reveals nothing of the secret.
+    pub(super) fn key_id(&self) -> String {
+        let id = &self.derive(b"ginnel/2 key id")[..KEY_ID_LEN];
+        data_encoding::BASE32_NOPAD.encode(id).to_ascii_lowercase()
     }
 
     /// Derives the gateway id at which the ticket's listener accepts connections: one of the upper half, which access keys admit to.

@@ -1,16 +1,22 @@
 //! [`Listener`]: keeps the registration with the server and turns incoming calls into connections.
 
+mod secrets;
+
+use super::admission::Admission;
 use super::call::{self, CallRequest, CallResources};
-use super::call_auth::{CallAuth, ReplayCache, SessionSecret, resumed_fragment};
+use super::call_auth::{self, CallAuth, ReplayCache, SessionSecret, resumed_fragment};
+use super::code;
+use super::code::offered::CodeEvent;
 use super::config::ServerName;
 use super::connect::{self, Agent};
 use super::connection::Connection;
 use super::engine::{EngineCommand, EngineConfig};
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback::GatewayListener;
-use super::keys::{AgentRole, SECRET_LEN};
+use super::keys::{AgentRole, SECRET_LEN, Secret};
 use super::path::PathPolicy;
 use super::ping::{self, Describe};
+use super::quic::QuicEndpoint;
 use super::resumption::{ResumedCall, Resumption};
 use super::servers::{self, ServerSession};
 use super::session::SessionConfig;
@@ -25,12 +31,13 @@ use crate::signaling::wire::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
+use secrets::{ListenerCommand, next_command};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 
 /// Maximum number of calls that are negotiated at a time.
 const MAX_CALLS: usize = 8;
@@ -51,12 +58,16 @@ const CLOSING_CHECK: Duration = Duration::from_secs(1);
 const CREDENTIALS_AGE: Duration = Duration::from_secs(1800);
 /// Length in random bytes of the secret that keeps the tag across reconnections.
 const TAG_SECRET_BYTES: usize = 20;
+/// How long the gateway is a path for those who hold a code or a further ticket, from their call on.
+const GATEWAY_TIME: Duration = Duration::from_secs(120);
 
-/// Accepts connections of those who hold its ticket, until it is dropped. Accepted connections survive the listener.
+/// Accepts connections of those who hold its ticket, another one that it has added, or its code, until it is dropped. Accepted connections
+/// survive the listener.
 #[derive(Debug)]
 pub struct Listener {
     ticket: Ticket,
     accepted: mpsc::Receiver<Result<Connection, ConnectError>>,
+    commands: mpsc::Sender<ListenerCommand>,
 }
 
 impl Agent {
@@ -93,6 +104,7 @@ impl Listener {
         events: mpsc::Receiver<ServerEvent>,
     ) -> Self {
         let (accepted, accepted_rx) = mpsc::channel(MAX_CALLS);
+        let (commands, commands_rx) = mpsc::channel(QUEUE);
         if let Some(key) = registration.key.clone().filter(|_| engine.policy != PathPolicy::DirectOnly) {
             let (config, secret) = (engine.clone(), ticket.secret.clone());
             tokio::spawn(
@@ -112,6 +124,9 @@ impl Listener {
             negotiations: Arc::new(Semaphore::new(MAX_CALLS)),
             sessions: HashMap::new(),
             replay_cache: ReplayCache::new(REPLAY_CACHE),
+            admission: Admission::new(ticket.secret.clone()),
+            commands: commands_rx,
+            code_events: None,
             accepted,
             backoff: Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng()),
             network: NetworkChanges::start(),
@@ -119,7 +134,7 @@ impl Listener {
             describe,
         };
         tokio::spawn(task.run(events));
-        Self { ticket, accepted: accepted_rx }
+        Self { ticket, accepted: accepted_rx, commands }
     }
 
     /// Returns the ticket with which the other side connects.
@@ -148,9 +163,11 @@ fn listener_secrets(secret: &[u8; 32]) -> (String, [u8; SECRET_LEN]) {
 }
 
 /// A session that its connector can resume.
-#[derive(Debug)]
 struct ResumableSession {
     secret: SessionSecret,
+    /// The secret with which its connector was admitted.
+    admitted_by: Secret,
+    endpoint: QuicEndpoint,
     calls: mpsc::Sender<Box<ResumedCall>>,
 }
 
@@ -169,6 +186,11 @@ struct ListenerTask {
     /// The sessions that can be resumed, by the connector's fragment of their first call.
     sessions: HashMap<String, ResumableSession>,
     replay_cache: ReplayCache,
+    /// The secrets of those who may connect.
+    admission: Admission,
+    commands: mpsc::Receiver<ListenerCommand>,
+    /// Where the events of the code go.
+    code_events: Option<mpsc::Sender<CodeEvent>>,
     accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
     network: NetworkChanges,
@@ -199,6 +221,10 @@ impl ListenerTask {
                         Some(new) => events = new,
                         None => return,
                     }
+                    continue;
+                }
+                command = next_command(&mut self.commands, self.admission.next_due()) => {
+                    self.handle_command(command).await;
                     continue;
                 }
                 () = self.accepted.closed(), if !self.closing => {
@@ -265,6 +291,10 @@ impl ListenerTask {
                     self.network.wait_after_change(&mut self.backoff).await;
                     continue;
                 }
+                command = next_command(&mut self.commands, self.admission.next_due()) => {
+                    self.handle_command(command).await;
+                    continue;
+                }
                 () = abandoned(&self.accepted, &self.sessions) => return None,
             };
             let lost = match attempt {
@@ -275,6 +305,7 @@ impl ListenerTask {
                     self.prepare_spare();
                     self.registered_at = time::now().mono;
                     self.backoff.reset();
+                    self.check_code().await;
                     return Some(events_rx);
                 }
                 Ok(_) => Some(RegistrationError::TagLost),
@@ -312,6 +343,11 @@ impl ListenerTask {
             | RequestBody::End { token, .. } => token.clone(),
             _ => return,
         };
+        if let RequestBody::End { reason, .. } = &request.body
+            && self.handle_code_end(&token, reason.as_deref()).await
+        {
+            return self.session.client.respond(request.mid, ResponseBody::Ended { token }).await;
+        }
         match self.calls.get(&token) {
             // A call whose queue is full loses candidates; the other calls go on.
             Some(call) if !call.is_closed() => {
@@ -331,9 +367,12 @@ impl ListenerTask {
         if self.calls.contains_key(&token) {
             return;
         }
+        if offer.opts.iter().any(|option| option == code::OPTION) {
+            return self.handle_code_call(mid, token, &caller, offer.sdp.as_deref()).await;
+        }
         let ufrag = connect::random_ufrag();
-        let auth = match self.authenticate(&caller, &mut offer, &ufrag) {
-            Ok(auth) => auth,
+        let (auth, secret) = match self.authenticate(&caller, &mut offer, &ufrag) {
+            Ok(authenticated) => authenticated,
             Err(code) => return self.refuse((MessageType::Notify, mid), token, code).await,
         };
         self.renew_credentials().await;
@@ -342,6 +381,7 @@ impl ListenerTask {
         if let Some(session) = auth.resumed().map(str::to_owned) {
             return self.resume(session, (mid, token, offer), auth, (ufrag, events_rx)).await;
         }
+        self.settle_code().await;
         let (resumed, resumed_rx) = mpsc::channel(RESUMED_CALLS);
         self.sessions.retain(|_, session| !session.calls.is_closed());
         let own_relay = connect::relay_credentials(&self.session.registered.ice_servers).is_some();
@@ -354,14 +394,20 @@ impl ListenerTask {
             }
             Err(error) => return drop(self.accepted.send(Err(error)).await),
         };
-        if let Err(error) = resources.endpoint.set_server(&self.ticket.secret, &auth.initial_key()) {
+        if let Err(error) = resources.endpoint.set_server(&secret, &auth.initial_key()) {
             return drop(self.accepted.send(Err(error)).await);
         }
-        let session = ResumableSession { secret: resources.endpoint.session(), calls: resumed };
+        self.accept_at_gateway(&secret);
+        let session = ResumableSession {
+            secret: resources.endpoint.session(),
+            admitted_by: secret.clone(),
+            endpoint: resources.endpoint.clone(),
+            calls: resumed,
+        };
         self.sessions.insert(offer.ufrag.clone().unwrap_or_default(), session);
         self.prepare_spare();
         let request = CallRequest::Incoming { mid, token, offer };
-        let (secret, client) = (self.ticket.secret.clone(), self.session.client.clone());
+        let client = self.session.client.clone();
         let (endpoint, accepted) = (resources.endpoint.clone(), self.accepted.clone());
         let describe = Arc::clone(&self.describe);
         let permit = Arc::clone(&self.negotiations).try_acquire_owned().ok();
@@ -437,22 +483,28 @@ impl ListenerTask {
             self.prepare().inspect_err(|error| tracing::debug!(%error, "no sockets for a call")).ok();
     }
 
-    /// Verifies an offer, or returns the code to refuse it with.
+    /// Verifies an offer and returns the secret of its sender, or the code to refuse it with.
     fn authenticate(
         &mut self,
         caller: &Tag,
         offer: &mut IceDescription,
         ufrag: &str,
-    ) -> Result<CallAuth, ErrorCode> {
+    ) -> Result<(CallAuth, Secret), ErrorCode> {
         let tags = [caller, &self.session.registered.tag];
         let resumed = resumed_fragment(offer).and_then(|first| self.sessions.get(first));
         if resumed.is_some_and(|session| !session.secret.is_set()) {
             // Its handshake is not complete here; the connector calls again.
             return Err(ErrorCode::TooMany);
         }
-        let secret = |first: &str| self.sessions.get(first).map(|session| session.secret.clone());
-        let auth = CallAuth::of_listener(&self.ticket.secret, tags, offer, (ufrag, secret));
-        let is_new = auth.as_ref().is_none_or(|auth| auth.resumed().is_none());
+        let secret = match resumed {
+            Some(session) => Some(session.admitted_by.clone()),
+            None => self.admission.find(time::now().mono, call_auth::key_id(offer)),
+        };
+        let sessions = |first: &str| self.sessions.get(first).map(|session| session.secret.clone());
+        let auth = secret.and_then(|secret| {
+            CallAuth::of_listener(&secret, tags, offer, (ufrag, sessions)).map(|auth| (auth, secret))
+        });
+        let is_new = auth.as_ref().is_none_or(|(auth, _)| auth.resumed().is_none());
         if self.closing && is_new {
             return Err(ErrorCode::TooMany);
         }
@@ -464,7 +516,19 @@ impl ListenerTask {
             tracing::warn!("the server repeated an earlier offer");
             return Err(ErrorCode::NotAllowed);
         }
+        if is_new {
+            self.admission.admit(&auth.1);
+        }
         Ok(auth)
+    }
+
+    /// Accepts those who hold a code or a further ticket at the gateway too, once they have called; the own ticket is always valid there.
+    fn accept_at_gateway(&self, secret: &Secret) {
+        let key = self.registration.key.clone().filter(|_| self.engine.policy != PathPolicy::DirectOnly);
+        let Some(key) = key.filter(|_| *secret != self.ticket.secret) else { return };
+        let describe = Arc::clone(&self.describe);
+        let listener = GatewayListener { config: self.engine.clone(), secret: secret.clone(), describe };
+        tokio::spawn(timeout(GATEWAY_TIME, listener.run(key, self.accepted.clone())));
     }
 
     /// Relay credentials expire; a listener does not.

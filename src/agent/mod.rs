@@ -24,6 +24,8 @@
 //! | --- | --- | --- |
 //! | `connect`, `listener` | [`Agent`] and [`Listener`] | tokio |
 //! | `servers`, `signaling_client` | the first server that answers; the WebSocket to it | tokio |
+//! | `code` | short codes: words, exchange, guesses | pure but `resolve` |
+//! | `admission` | the secrets of those whom a listener admits | pure |
 //! | `call` | the task of one call | tokio |
 //! | `session`, `candidate`, `relay_reason` | the negotiation of one call; why it is relayed | pure |
 //! | `engine` | commands and events of an ICE engine | |
@@ -46,9 +48,11 @@
 //! | `diagnosis` | what `agent doctor` finds out | in part |
 //! | `mesh` | nodes that find each other and exchange messages without a server | pure |
 
+mod admission;
 mod call;
 mod call_auth;
 mod candidate;
+mod code;
 mod config;
 mod congestion;
 mod connect;
@@ -98,11 +102,16 @@ mod webrtc_engine;
 pub use crate::net::client_tls::Tls;
 pub use crate::net::proxy_settings::{ProxySettings, ProxySettingsError};
 pub use crate::signaling::wire::NatType;
+pub use admission::TicketLimits;
+pub use code::offered::{CodeEnd, CodeEvent, OfferedCode};
+pub use code::{CodeError, ShortCode};
 pub use config::{Config, ServerName, ServerNameError};
 pub use connect::Agent;
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
 pub use engine::IceImplementation;
-pub use error::{ConnectError, ConnectionError, DatagramError, PathAttempts, Refusal, RegistrationError};
+pub use error::{
+    ConnectError, ConnectionError, DatagramError, OfferError, PathAttempts, Refusal, RegistrationError,
+};
 pub use listener::Listener;
 pub use path::{PathInfo, PathKind, PathPolicy, PathTransport};
 pub use protocol::{Protocol, ProtocolNameError};

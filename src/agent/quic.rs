@@ -14,10 +14,13 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Time limit of the handshake, once a path carries data.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Application error code of a connection whose ticket is no longer valid.
+const REVOKED: u32 = 4;
 /// QUIC's idle timeout in milliseconds: an outage of the network may last a minute.
 const IDLE_TIMEOUT: u32 = 75_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
@@ -46,6 +49,8 @@ pub(super) struct QuicConnection {
     pub(super) endpoint: Endpoint,
     pub(super) connection: quinn::Connection,
     pub(super) recovery: StallRecovery,
+    /// Set when the ticket is no longer valid.
+    pub(super) is_revoked: Arc<AtomicBool>,
 }
 
 /// An endpoint over a tunnel. It reads the sockets from its creation on.
@@ -56,6 +61,7 @@ pub(super) struct QuicEndpoint {
     session: SessionSecret,
     /// The ALPN protocol of a connector.
     alpn: &'static [u8],
+    is_revoked: Arc<AtomicBool>,
 }
 
 impl QuicEndpoint {
@@ -65,7 +71,7 @@ impl QuicEndpoint {
         let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
         let inner = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime));
         let inner = inner.map_err(|error| ConnectError::Setup(error.into()))?;
-        Ok(Self { inner, tunnel, session: SessionSecret::default(), alpn: ALPN })
+        Ok(Self { inner, tunnel, session: SessionSecret::default(), is_revoked: Arc::default(), alpn: ALPN })
     }
 
     /// Returns the endpoint of a connector that only pings.
@@ -81,6 +87,12 @@ impl QuicEndpoint {
     /// Closes the connection at once.
     pub(super) fn close(&self, code: u32, reason: &str) {
         self.inner.close(code.into(), reason.as_bytes());
+    }
+
+    /// Closes the connection at once because its ticket is no longer valid.
+    pub(super) fn revoke(&self) {
+        self.is_revoked.store(true, Ordering::Relaxed);
+        self.close(REVOKED, "the ticket is no longer valid");
     }
 
     /// Prepares the endpoint of a listener for the connector's first packet.
@@ -119,7 +131,7 @@ impl QuicEndpoint {
             self.session.set(secret);
         }
         let recovery = StallRecovery::start(connection.clone(), self.tunnel);
-        Ok(QuicConnection { endpoint: self.inner, connection, recovery })
+        Ok(QuicConnection { endpoint: self.inner, connection, recovery, is_revoked: self.is_revoked })
     }
 }
 

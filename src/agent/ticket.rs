@@ -131,6 +131,11 @@ impl Ticket {
         Self { server, further: Vec::new(), tag: tag.into(), secret: Secret(secret), account: None }
     }
 
+    /// Returns a ticket of the same listener with another secret.
+    pub(super) fn with_secret(&self, secret: [u8; SECRET_LEN]) -> Self {
+        Self { secret: Secret(secret), account: None, ..self.clone() }
+    }
+
     /// Adds servers at which the listener registers when it cannot reach the first one.
     pub(super) fn with_further_servers(mut self, servers: impl IntoIterator<Item = ServerName>) -> Self {
         self.further.extend(servers.into_iter().take(MAX_SERVERS - 1));

@@ -26,6 +26,7 @@ mod path_line;
 mod ping;
 mod pipe;
 mod proxy_environment;
+mod qr;
 mod reach;
 mod report;
 mod secrets;
@@ -81,9 +82,9 @@ struct AgentLine {
 /// The commands of `agent`.
 #[derive(Debug, Subcommand)]
 enum AgentCommand {
-    /// Print a ticket, wait for one connection, and connect it to standard input and output
+    /// Print a code, wait for one connection, and connect it to standard input and output
     Listen(listen::Listen),
-    /// Connect standard input and output to the agent that printed the ticket
+    /// Connect standard input and output to the agent that printed the code or ticket
     Connect(Box<connect::Connect>),
     /// Send files and folders to the machine that runs `agent recv`; goes on after an interruption
     #[cfg(all(feature = "files", unix))]

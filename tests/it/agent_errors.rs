@@ -41,6 +41,9 @@ const NOT_HERE: &[(&str, &str, &str, &str)] = &[
         "run `agent listen` again",
         "a server that lost its state in the middle of a session",
     ),
+    ("code", "spent_code", "", "a connector that is faster than another; `short_codes` has it"),
+    ("code", "wrong_code", "", "`short_codes` has it"),
+    ("connection", "revoked", "", "`short_codes` has it"),
     ("signal", "replaced", "", "two listeners never have the same secret of a tag"),
     ("handshake", "", "", "needs a server that attacks, as the unit tests of `agent::quic` have it"),
     ("connection", "relay_lost", "", "takes a minute; `outages` and `sessions` have it"),
@@ -189,6 +192,10 @@ fn usage(bench: &Bench) {
         (&["connect", &ticket, "--ticket-file", none], &[]),
         (&["connect", "agent:x"], &[]),
         (&["connect", "gt_x"], &[]),
+        (&["connect", "7-crater-x"], &[]),
+        (&["connect", "7-crater-violin"], &[]),
+        (&["ping", "7-crater-violin"], &[]),
+        (&["connect", "--code-fd", "99"], &[]),
         (&["connect"], &[("AGENT_CODE", "x")]),
         (&gateway, &[("AGENT_TICKET", "gt_x")]),
         (&[&gateway[..], &["--ticket", "gt_x"]].concat(), &[]),
@@ -215,6 +222,7 @@ fn nobody(bench: &Bench) -> String {
 fn servers(bench: &Bench) {
     let (server, nobody) = (bench.server.address.to_string(), nobody(bench));
     bench.fails(&["connect", &nobody], &[]);
+    bench.fails(&["connect", "7-crater-violin", "--server", &server], &[]);
     bench.fails(&["connect", &nobody, "--server", "127.0.0.1:1"], &[]);
     bench.fails(&["listen", "--server", &server], &[("AGENT_KEY", "not the key of this server")]);
     let mut full = Command::new("sh");

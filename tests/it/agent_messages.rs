@@ -38,7 +38,7 @@ fn ends_with(mut process: Proc, code: i32, mentions: &[&str], never: &[&str]) {
 #[test]
 fn a_second_connector_learns_that_the_listener_takes_only_one() {
     let test_server = TestServer::on_loopback("");
-    let mut listener = agent(&["listen", "--server", &test_server.address.to_string()], None);
+    let mut listener = agent(&["listen", "--ticket", "--server", &test_server.address.to_string()], None);
     let ticket = ticket(&listener);
     let mut first = agent(&["connect", &ticket], None);
     let _pipes = (listener.take_pipes(), first.take_pipes());
@@ -50,7 +50,8 @@ fn a_second_connector_learns_that_the_listener_takes_only_one() {
 #[test]
 fn relay_only_without_a_key_fails_early_and_asks_for_one() {
     let test_server = TestServer::on_loopback("[gateway]\nenabled = false\n");
-    let listener = agent(&["listen", "--server", &test_server.address.to_string(), "--relay-only"], None);
+    let listener =
+        agent(&["listen", "--ticket", "--server", &test_server.address.to_string(), "--relay-only"], None);
     let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
     ends_with(connector, 5, &["--key-file", "ginnel key"], &["direct", "port 3478", "try --relay-only"]);
 }
@@ -59,7 +60,7 @@ fn relay_only_without_a_key_fails_early_and_asks_for_one() {
 fn contradicting_options_of_the_two_sides_are_named() {
     let test_server = TestServer::on_loopback("");
     let listener = agent(
-        &["listen", "--server", &test_server.address.to_string(), "--relay-only"],
+        &["listen", "--ticket", "--server", &test_server.address.to_string(), "--relay-only"],
         Some(&test_server.key()),
     );
     let connector = agent(&["connect", &ticket(&listener), "--no-relay"], None);
@@ -71,7 +72,7 @@ fn contradicting_options_of_the_two_sides_are_named() {
 fn a_failed_call_before_the_gateway_fallback_is_no_error_of_the_listener() {
     let test_server = TestServer::on_loopback("");
     let listener = agent(
-        &["listen", "--server", &test_server.address.to_string(), "--relay-only"],
+        &["listen", "--ticket", "--server", &test_server.address.to_string(), "--relay-only"],
         Some(&test_server.key()),
     );
     let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
@@ -87,7 +88,7 @@ fn a_failed_call_before_the_gateway_fallback_is_no_error_of_the_listener() {
 fn a_side_without_a_key_learns_which_side_needs_one() {
     let test_server = TestServer::on_loopback("[gateway]\nenabled = false\n");
     let listener = agent(
-        &["listen", "--server", &test_server.address.to_string(), "--relay-only"],
+        &["listen", "--ticket", "--server", &test_server.address.to_string(), "--relay-only"],
         Some(&test_server.key()),
     );
     let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
@@ -100,7 +101,7 @@ fn a_side_without_a_key_learns_which_side_needs_one() {
 fn a_relayed_session_names_its_server_when_the_server_dies() {
     let mut test_server = TestServer::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n");
     let (server, key) = (test_server.address.to_string(), test_server.key());
-    let mut listener = agent(&["listen", "--server", &server, "--relay-only"], Some(&key));
+    let mut listener = agent(&["listen", "--ticket", "--server", &server, "--relay-only"], Some(&key));
     let mut connector = agent(&["connect", &ticket(&listener), "--relay-only"], Some(&key));
     let _pipes = (listener.take_pipes(), connector.take_pipes());
     for side in [&listener, &connector] {
@@ -117,9 +118,9 @@ fn a_relayed_session_names_its_server_when_the_server_dies() {
 fn a_wrong_key_and_a_wrong_ticket_give_different_errors() {
     let test_server = TestServer::on_loopback("");
     let server = test_server.address.to_string();
-    let refused = agent(&["listen", "--server", &server], Some("not the key of this server"));
+    let refused = agent(&["listen", "--ticket", "--server", &server], Some("not the key of this server"));
     ends_with(refused, 4, &["access key", "ginnel key"], &["ticket"]);
-    let listener = agent(&["listen", "--server", &server], None);
+    let listener = agent(&["listen", "--ticket", "--server", &server], None);
     let ticket: Ticket = ticket(&listener).parse().unwrap();
     let wrong = Ticket::new(ticket.server().clone(), ticket.tag(), [0; 16]);
     let refused = agent(&["connect", &wrong.to_string()], None);

@@ -68,7 +68,7 @@ fn a_service_and_a_listener_wait_for_a_server_that_starts_later() {
     test_server.stop();
     let to = echo().to_string();
     let share = agent(here(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
-    let mut listener = agent(here(), &["listen", "--server", &server], None);
+    let mut listener = agent(here(), &["listen", "--ticket", "--server", &server], None);
     expect_line(&share, "Waiting  ");
     expect_line(&listener, "Waiting  ");
     test_server.begin();
@@ -112,7 +112,7 @@ fn a_service_and_a_listener_survive_an_address_change() {
     let inside = || host.command(env!("CARGO_BIN_EXE_agent"));
     let to = host.inside(echo).to_string();
     let share = agent(inside(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
-    let mut listener = agent(inside(), &["listen", "--server", &server], None);
+    let mut listener = agent(inside(), &["listen", "--ticket", "--server", &server], None);
     expect_line(&share, "Sharing  ");
     let ticket = ticket(&listener);
     host.move_to(31);

@@ -67,8 +67,9 @@ fn a_former_variable_or_the_wrong_secret_is_reported() {
     let (ticket, gateway) = (ticket(&test_server), test_server.address.to_string());
     let connect = ["connect", "--gateway", &gateway, "--id", "7"];
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
-    let table: [Case<'_>; 6] = [
-        (&["connect"], &[("AGENT_CODE", &ticket)], 2, "AGENT_TICKET=agent:"),
+    let table: [Case<'_>; 7] = [
+        (&["connect"], &[("AGENT_CODE", &ticket)], OFFLINE, "not online"),
+        (&["connect"], &[("AGENT_CODE", "7-crater-violin")], 2, "agent connect --server HOST"),
         (
             &["connect"],
             &[("AGENT_CODE", &ticket), ("AGENT_TICKET", &ticket)],
@@ -119,7 +120,7 @@ fn a_terminal_asks_for_ticket_and_key_without_echo() {
     let test_server = TestServer::on_loopback("");
     let ticket = ticket(&test_server);
     let printed = on_a_terminal(&["connect"], &format!("{ticket}\n"));
-    assert!(printed.contains("Ticket: ") && printed.contains("not online"), "{printed}");
+    assert!(printed.contains("Code or ticket: ") && printed.contains("not online"), "{printed}");
     assert!(!printed.contains(&ticket), "{printed}");
     let server = test_server.address.to_string();
     let key = "not the key of this server";
@@ -176,7 +177,8 @@ fn a_named_file_overrides_the_environment() {
     let file = folder.path().join("secret");
     let named = file.to_str().unwrap();
     std::fs::write(&file, test_server.key()).unwrap();
-    let listening = agent(&["listen", "--server", &server, "--key-file", named], &[("AGENT_KEY", "another")]);
+    let listening =
+        agent(&["listen", "--ticket", "--server", &server, "--key-file", named], &[("AGENT_KEY", "another")]);
     listening.expect("ticket", UP, |line| line.contains("agent connect agent:").then_some(()));
     std::fs::write(&file, ticket).unwrap();
     ends_with(agent(&["connect", "--ticket-file", named], &[("AGENT_TICKET", "agent:another")]), OFFLINE);

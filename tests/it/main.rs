@@ -64,6 +64,7 @@ mod routed_nats;
 mod safety;
 mod sessions;
 mod several_servers;
+mod short_codes;
 mod signaling_client;
 mod signaling_ports;
 mod startup;

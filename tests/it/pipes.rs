@@ -64,7 +64,7 @@ fn pair() -> (TestServer, Proc, Proc) {
 fn pair_with(listening: &[&str], connecting: &[&str]) -> (TestServer, Proc, Proc) {
     let test_server = TestServer::on_loopback("");
     let server = test_server.address.to_string();
-    let arguments = [&["listen", "--server", &server], listening].concat();
+    let arguments = [&["listen", "--ticket", "--server", &server], listening].concat();
     let listener = agent("listener", &arguments, Some(&test_server.key()));
     let connector = agent("connector", &[&["connect", &ticket(&listener)], connecting].concat(), None);
     (test_server, listener, connector)
@@ -154,7 +154,7 @@ fn an_unreadable_ticket_is_a_usage_error() {
 fn a_ticket_whose_listener_is_gone_is_reported_as_offline() {
     let test_server = TestServer::on_loopback("");
     let server = test_server.address.to_string();
-    let mut listener = agent("listener", &["listen", "--server", &server], None);
+    let mut listener = agent("listener", &["listen", "--ticket", "--server", &server], None);
     let ticket = ticket(&listener);
     listener.terminate();
     listener.wait(UP);
@@ -178,7 +178,8 @@ fn registrations(recorder: &RecordingProxy, count: usize) -> Vec<[Value; 2]> {
 fn a_listener_returns_as_a_newer_session_and_ends_when_replaced() {
     let test_server = TestServer::on_loopback("");
     let recorder = RecordingProxy::before(test_server.address);
-    let listener = agent("listener", &["listen", "--server", &recorder.address.to_string()], None);
+    let listener =
+        agent("listener", &["listen", "--ticket", "--server", &recorder.address.to_string()], None);
     ticket(&listener);
     recorder.cut();
     let passed = registrations(&recorder, 2);
@@ -200,7 +201,8 @@ fn an_unreachable_server_is_reported_with_what_to_check() {
     let mut test_server = TestServer::on_loopback("");
     test_server.process.terminate();
     test_server.process.succeed(UP);
-    let listener = agent("listener", &["listen", "--server", &test_server.address.to_string()], None);
+    let listener =
+        agent("listener", &["listen", "--ticket", "--server", &test_server.address.to_string()], None);
     listener.expect("reason", UP, |line| line.starts_with("Waiting  ").then_some(()));
     listener.expect("what to check", UP, |line| line.contains("ginnel serve").then_some(()));
     listener.terminate();
@@ -222,7 +224,7 @@ fn assert_ends_by_itself(open: &[&str], done: &[&str], nowhere: bool) {
                 agent(name, &[arguments, options(sends)].concat(), None)
             }
         };
-        let mut listener = run("listener", &["listen", "--server", &server], listener_sends);
+        let mut listener = run("listener", &["listen", "--ticket", "--server", &server], listener_sends);
         let mut connector = run("connector", &["connect", &ticket(&listener)], !listener_sends);
         let (sender, receiver) =
             if listener_sends { (&mut listener, &mut connector) } else { (&mut connector, &mut listener) };
@@ -268,7 +270,7 @@ fn a_side_that_waits_for_its_input_prints_a_hint() {
 fn a_ticket_is_accepted_with_the_line_around_it() {
     let test_server = TestServer::on_loopback("");
     let server = format!("http://{}/", test_server.address);
-    let mut listener = agent("listener", &["listen", "--server", &server], None);
+    let mut listener = agent("listener", &["listen", "--ticket", "--server", &server], None);
     let line = format!("agent connect {}", ticket(&listener).to_uppercase());
     let (start, end) = line.split_at(60);
     let words: Vec<&str> = start.split(' ').collect();
@@ -294,7 +296,7 @@ fn assert_no_path(options: &[&str], with_key: bool, mention: &str) {
         let arguments = [arguments, options].concat();
         start(name, host.command(env!("CARGO_BIN_EXE_agent")), &arguments, key)
     };
-    let listener = run("listener", &left, &["listen", "--server", &server]);
+    let listener = run("listener", &left, &["listen", "--ticket", "--server", &server]);
     let connector = run("connector", &right, &["connect", &ticket(&listener)]);
     ends_with(connector, 5, mention);
     let printed = listener.printed();

@@ -23,8 +23,8 @@ For several connections: agent share tcp 22 --name ssh there, agent forward 2222
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Connect {
-    /// The ticket that `agent listen` printed on the other machine, or the whole line. Default: --ticket-file, AGENT_TICKET, or a prompt
-    #[arg(value_name = "TICKET")]
+    /// The code (with --server) or ticket that `agent listen` printed on the other machine, or the whole line. Default: --ticket-file, --code-fd, AGENT_TICKET, AGENT_CODE, or a prompt
+    #[arg(value_name = "CODE|TICKET")]
     peer: Vec<String>,
     #[command(flatten)]
     reach: ReachOptions,

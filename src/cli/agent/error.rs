@@ -2,7 +2,7 @@
 
 use super::gateway_error::GatewayError;
 use crate::agent::{
-    ConnectError, ConnectionError, NatType, PathAttempts, PathPolicy, ProxySettingsError, Refusal,
+    CodeError, ConnectError, ConnectionError, NatType, PathAttempts, PathPolicy, ProxySettingsError, Refusal,
     RegistrationError, TicketError,
 };
 use std::error::Error as StdError;
@@ -15,10 +15,16 @@ pub(super) enum UsageError {
     NoServer,
     #[error("no server given")]
     NoServerToTest,
-    #[error("no ticket given")]
+    #[error("no code or ticket given")]
     NoTicket,
-    #[error("a ticket is given twice: as an argument and with --ticket-file")]
+    #[error("a code or ticket is given twice")]
     TwoTickets,
+    #[error("this is not a valid code")]
+    Code(#[from] CodeError),
+    #[error("no server given: a code does not name it")]
+    NoCodeServer,
+    #[error("a code is for one connection, so that a test would use it up")]
+    CodeToPing,
     #[error("this is not a valid ticket")]
     Ticket(#[from] TicketError),
     #[error("this is a gateway token, not a ticket")]
@@ -52,14 +58,22 @@ impl UsageError {
             Self::NoServer => {
                 "agent listen --server HOST[:PORT] [--key KEY]     HOST runs `ginnel serve`; `ginnel key` prints its key there"
             }
-            Self::TwoTickets => "leave out one of them",
+            Self::TwoTickets => "leave out one of them: the argument, --ticket-file, or --code-fd",
+            Self::NoTicket => {
+                "agent connect --server HOST[:PORT] CODE     `agent listen` on the other machine prints it"
+            }
+            Self::Code(_) => {
+                "the code that `agent listen` printed on the other machine: a number and two words"
+            }
+            Self::CodeToPing => "agent listen --ticket     and the ticket in the place of the code",
+            Self::NoCodeServer => {
+                "agent connect --server HOST[:PORT] CODE     the same server as on the other machine"
+            }
             Self::NoServerToTest => "agent doctor --server HOST[:PORT] [--key-file FILE]",
-            Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
             Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
             Self::TokenAsTicket => {
                 "agent connect --gateway HOST --id N     with the token in AGENT_GATEWAY_TOKEN or --gateway-token-file"
             }
-            Self::FormerVariable(_, "AGENT_TICKET") => "AGENT_TICKET=agent:… agent connect",
             Self::FormerVariable(..) => "AGENT_GATEWAY_TOKEN=gt_… agent connect --gateway HOST --id N",
             Self::FormerTicketOption => "agent connect --gateway HOST --id N --gateway-token gt_…",
             #[cfg(not(feature = "forward"))]
@@ -78,6 +92,7 @@ impl UsageError {
             Self::File { option: "--key-file", .. } => {
                 "--key-file FILE     the file contains the key that `ginnel key` prints on the server"
             }
+            Self::File { option: "--code-fd", .. } => "agent connect --code-fd 3 3< FILE",
             Self::File { option: "--ticket-file", .. } => {
                 "--ticket-file FILE     the file contains the ticket that `agent listen` printed on the other machine"
             }
@@ -261,6 +276,14 @@ fn describe_connect(error: &ConnectError) -> Description {
             "refused",
             "one `agent listen` accepts one connection: run it again on the other machine and use its new ticket",
         ),
+        ConnectError::Refused(Refusal::UnknownCode) => description(OFFLINE, "code", "unknown_code", NEW_CODE),
+        ConnectError::Refused(Refusal::SpentCode) => description(4, "code", "spent_code", NEW_CODE),
+        ConnectError::Refused(Refusal::WrongCode) => description(
+            4,
+            "code",
+            "wrong_code",
+            "type the code that `agent listen` shows now; three attempts with wrong words make it invalid",
+        ),
         ConnectError::Refused(_) => description(4, "signal", "refused", LATER),
         ConnectError::Ended(_) => description(7, "connection", "peer_ended", PEER_ENDED),
         ConnectError::NoPath(attempts) => description(5, "path", "no_path", no_path_hint(attempts)),
@@ -270,6 +293,8 @@ fn describe_connect(error: &ConnectError) -> Description {
     }
 }
 
+const NEW_CODE: &str =
+    "use the code that `agent listen` on the other machine shows now, with the same --server";
 pub(super) const PEER_ENDED: &str = "read what the other side prints, if it still runs, and start both again";
 
 fn describe_connection(error: &ConnectionError) -> Description {
@@ -280,6 +305,7 @@ fn describe_connection(error: &ConnectionError) -> Description {
             "relay_lost",
             "check that the server runs again; then run `agent listen` and `agent connect` with a new ticket",
         ),
+        ConnectionError::Revoked => description(4, "connection", "revoked", LATER),
         ConnectionError::Closed => description(1, "local", "local", LOG),
         _ => description(7, "connection", "peer_ended", PEER_ENDED),
     }
@@ -341,11 +367,13 @@ mod tests {
             source: Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)),
         };
         let at = |error: ConnectError| CommandError::at("h:1", error);
-        let table: [(CommandError, u8); 13] = [
+        let table: [(CommandError, u8); 15] = [
             (UsageError::NoTicket.into(), 2),
             (UsageError::Interrupted.into(), 130),
             (at(ConnectError::Offline), 3),
             (at(ConnectError::Refused(Refusal::Busy)), 4),
+            (at(ConnectError::Refused(Refusal::WrongCode)), 4),
+            (at(ConnectError::Refused(Refusal::UnknownCode)), 3),
             (at(ConnectError::Handshake("no".into())), 4),
             (at(RegistrationError::Replaced.into()), 4),
             (at(RegistrationError::Revoked.into()), 4),

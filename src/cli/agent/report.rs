@@ -1,7 +1,8 @@
 //! What `agent` reports on standard error: text for users, or one JSON event per line for programs.
 
 use super::error::CommandError;
-use crate::agent::{PathInfo, PathTransport, Ticket};
+use super::qr;
+use crate::agent::{CodeEnd, PathInfo, PathTransport, ShortCode, Ticket};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -37,6 +38,42 @@ impl Reporter {
         self.write(
             || format!("Server   {server}\n\nOn the other machine run:\n    agent {command} {ticket}\n"),
             || json!({"v": VERSION, "t": "ticket", "ticket": ticket.to_string()}),
+        );
+    }
+
+    /// Reports the code with which the other side runs `agent connect` at this server.
+    pub(super) fn code(&self, server: &str, code: &ShortCode) {
+        self.write(
+            || {
+                let command = format!("agent connect --server {server} {code}");
+                let image = qr::image(&command).map(|image| format!("or scan:
+{image}")).unwrap_or_default();
+                format!(
+                    "Server   {server}\n\nOn the other machine run:\n    {command}\n{image}    (10 min, one use)\n"
+                )
+            },
+            || json!({"v": VERSION, "t": "code", "code": code.to_string(), "server": server}),
+        );
+    }
+
+    /// Reports that a connector has used wrong words.
+    pub(super) fn wrong_code(&self, left: u8) {
+        self.write(
+            || format!("Wrong    somebody tried this code with wrong words; attempts left: {left}"),
+            || json!({"v": VERSION, "t": "wrong_code", "left": left}),
+        );
+    }
+
+    /// Reports that a code is no longer valid; another one follows.
+    pub(super) fn code_ended(&self, end: CodeEnd) {
+        let (name, text) = match end {
+            CodeEnd::Burnt => ("burnt", "was tried three times with wrong words"),
+            CodeEnd::Expired => ("expired", "has expired"),
+            _ => ("lost", "was lost: the server has restarted"),
+        };
+        self.write(
+            || format!("Code     the code above {text}; here is a new one"),
+            || json!({"v": VERSION, "t": "code_ended", "why": name}),
         );
     }
 

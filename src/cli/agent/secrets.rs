@@ -56,6 +56,11 @@ pub(super) fn read_file(option: &'static str, path: &Path) -> Result<String, Usa
     }
 }
 
+/// Reads a descriptor that contains a secret.
+pub(super) fn read_descriptor(option: &'static str, number: u32) -> Result<String, UsageError> {
+    read_file(option, Path::new(&format!("/dev/fd/{number}")))
+}
+
 /// Prompts on the terminal; `None` without a terminal or an answer.
 pub(super) fn prompt_for(what: &str) -> Result<Option<String>, UsageError> {
     match prompt(what) {

@@ -2,8 +2,12 @@
 //!
 //! Systems other than Unix have no prompt: secrets come from arguments, files and the environment. Standard output ends with the process.
 
+#[cfg(all(feature = "qr", not(unix)))]
+pub(super) use other::width;
 #[cfg(not(unix))]
 pub(super) use other::{close_stdout, interrupted, is_stdout_null, prompt};
+#[cfg(all(feature = "qr", unix))]
+pub(super) use unix::width;
 #[cfg(unix)]
 pub(super) use unix::{ask, can_ask, close_stdout, interrupted, is_stdout_null, prompt};
 
@@ -80,6 +84,13 @@ mod unix {
         let output = io::stdout().as_fd().try_clone_to_owned().map(File::from);
         let null = File::open("/dev/null");
         matches!((output, null), (Ok(output), Ok(null)) if device(&output).is_some() && device(&output) == device(&null))
+    }
+
+    /// Returns the number of columns of the terminal.
+    #[cfg(feature = "qr")]
+    pub(in super::super) fn width() -> Option<usize> {
+        let size = rustix::termios::tcgetwinsize(io::stderr()).ok()?;
+        Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
     }
 
     /// Closes standard output, so that its reader sees the end while the process goes on.
@@ -216,6 +227,11 @@ mod other {
 
     pub(in super::super) fn is_stdout_null() -> bool {
         false
+    }
+
+    #[cfg(feature = "qr")]
+    pub(in super::super) fn width() -> Option<usize> {
+        None
     }
 
     pub(in super::super) fn close_stdout() -> io::Result<()> {

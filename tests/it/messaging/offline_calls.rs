@@ -18,7 +18,7 @@ const INTERRUPTED: i32 = 130;
 
 fn start_listener(messaging: &Messaging, home: &Home, options: &[&str]) -> (Proc, String) {
     let server = messaging.server.address.to_string();
-    let command = home.command(&[&["listen", "--server", &server], options].concat());
+    let command = home.command(&[&["listen", "--ticket", "--server", &server], options].concat());
     let listener = Proc::start("listener", command, Stdout::Pipe);
     let ticket = |line: &str| line.trim_start().strip_prefix("agent connect ").map(str::to_owned);
     let ticket = listener.expect("ticket", UP, ticket);
