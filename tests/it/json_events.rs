@@ -17,8 +17,11 @@ use crate::test_server::TestServer;
 
 const UP: Duration = Duration::from_secs(30);
 
+/// Runs a verb, and returns its events.
+type Run = fn(&Bench) -> Vec<Value>;
+
 /// A verb with its file, how to run it, and the events that every run has.
-const VERBS: &[(&str, fn(&Bench) -> Vec<Value>, &[&str])] = &[
+const VERBS: &[(&str, Run, &[&str])] = &[
     ("listen", |bench| bench.pipe().0, &["ticket", "path", "closed"]),
     ("connect", |bench| bench.pipe().1, &["path", "closed"]),
     (
