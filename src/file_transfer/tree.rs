@@ -12,7 +12,7 @@ pub(crate) const HASH_LEN: usize = 32;
 /// The hash of a file, or the chaining value of a group.
 pub(crate) type Hash = [u8; HASH_LEN];
 
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Returns the number of groups of a file; an empty file has none.
 pub(crate) fn group_count(size: u64) -> u64 {

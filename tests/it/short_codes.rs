@@ -294,7 +294,7 @@ fn swap(
             text[place]["sdp"] = BASE64URL_NOPAD.encode(&message).into();
         }
     }
-    assert!(!sdp.is_empty() && text.to_string() != shown);
+    assert!(!sdp.is_empty() && text != shown);
     Message::text(text.to_string())
 }
 

@@ -94,7 +94,7 @@ enum Outcome {
     Done(Summary),
     Interrupted,
     /// The connection is to be made again, perhaps over this one.
-    Again(Option<Connection>),
+    Again(Option<Box<Connection>>),
 }
 
 impl Recv {
@@ -194,7 +194,7 @@ impl Recv {
                     }
                     return Ok(INTERRUPTED);
                 }
-                Outcome::Again(connection) => next = connection,
+                Outcome::Again(connection) => next = connection.map(|connection| *connection),
             }
             if let Some(ticket) = receiver.ticket() {
                 target = Target::Ticket(ticket);
@@ -367,7 +367,7 @@ impl Receiver<'_> {
                     () = bar.due() => bar.show(&self.progress, self.total),
                     newer = &mut newer => {
                         bar.clear();
-                        return Ok(Outcome::Again(Some(newer)));
+                        return Ok(Outcome::Again(Some(Box::new(newer))));
                     }
                 }
             }
@@ -405,11 +405,10 @@ impl Receiver<'_> {
         connection: Connection,
         error: CommandError,
     ) -> Result<Outcome, CommandError> {
-        let is_lost = match &error {
-            CommandError::Files(FilesError::Transfer(TransferError::Lost(_))) => true,
-            CommandError::Connection(_) => true,
-            _ => false,
-        };
+        let is_lost = matches!(
+            &error,
+            CommandError::Files(FilesError::Transfer(TransferError::Lost(_))) | CommandError::Connection(_)
+        );
         if !is_lost {
             // The last message says why.
             let _ = timeout(CLOSE_TIMEOUT, connection.finish()).await;
