@@ -77,7 +77,9 @@ pub enum Refusal {
     #[error("the other side does not accept this ticket")]
     Ticket,
     /// The listener accepts no further connection.
-    #[error("the other side accepts no further connection: the ticket has been used")]
+    #[error(
+        "the other side accepts no further connection now: the ticket has been used, or too many connect at once"
+    )]
     Busy,
     /// No listener has this code.
     #[error("no listener has this code: its number is wrong, or it was used or has expired")]

@@ -1,7 +1,8 @@
 //! A file that is being received: written beside its final name, and renamed when its hash is right.
 //!
 //! What is on the disk when: a file of more than 1 MiB is flushed before it is renamed; smaller ones, and the folders, are flushed together before
-//! the receiver confirms the transfer. So after a loss of power only small files of an unfinished transfer are received again.
+//! the receiver confirms the transfer. After a loss of power, small files of an unfinished transfer that were renamed but not flushed count as
+//! received if their size and time are right.
 
 use super::error::TransferError;
 use super::folders::{Folder, Folders, permissions, timestamps};

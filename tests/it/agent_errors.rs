@@ -91,6 +91,22 @@ const NOT_HERE: &[(&str, &str, &str, &str)] = &[
     ("server", "device_removed", "", "`messaging::agents` has it"),
     ("server", "not_found", "", REFUSAL),
     ("server", "name_taken", "", REFUSAL),
+    ("local", "disk_full", "make room", "a file system of its own"),
+    ("local", "state", "--state FOLDER", "a folder that cannot be written; tests run as root"),
+    ("local", "write", "agent recv --to FOLDER", "the same"),
+    ("transfer", "disk_full", "", "a file system of its own"),
+    ("transfer", "write", "", "a folder that cannot be written; tests run as root"),
+    (
+        "transfer",
+        "incomplete",
+        "",
+        "a file that changes while it is read; `file_transfer::transfer_tests` has it",
+    ),
+    ("transfer", "busy", "", "two receivers at the same moment"),
+    ("transfer", "declined", "", "a terminal on which somebody answers no"),
+    ("transfer", "other_transfer", "", "a sender that has changed what it sends"),
+    ("transfer", "protocol", "", "a peer that breaks the rules; `file_transfer::transfer_tests` has it"),
+    ("transfer", "wrong_hash", "", "a peer that lies; `file_transfer::transfer_tests` has it"),
     ("server", "wrong_credentials", "", REFUSAL),
     ("server", "registration_closed", "", REFUSAL),
     ("server", "mailbox_full", "", REFUSAL),
@@ -210,6 +226,9 @@ fn usage(bench: &Bench) {
         (&["listen", "--server", "127.0.0.1:1", "--ca", none], &[]),
         (&["connect", "--ticket-file", none], &[]),
         (&["inbox"], &[]),
+        (&["send", none, "--server", "127.0.0.1:1"], &[]),
+        (&["recv", &ticket], &[]),
+        (&["recv", &ticket, "--yes", "--to", "/dev/null/folder"], &[]),
     ] {
         bench.fails(arguments, environment);
     }
@@ -291,6 +310,27 @@ fn calls(bench: &Bench) {
     bench.record(listener);
 }
 
+/// A file that the receiver has already, and a sender that runs twice.
+fn files(bench: &Bench) {
+    let (server, key) = (bench.server.address.to_string(), bench.server.key());
+    let (from, to) = (bench.folder.path().join("from"), bench.folder.path().join("to"));
+    for folder in [&from, &to] {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join("name"), folder.to_str().unwrap()).unwrap();
+    }
+    let file = from.join("name");
+    let send = ["send", "--server", &server, file.to_str().unwrap()];
+    let environment = [("AGENT_KEY", key.as_str())];
+    let sender = bench.start(&send, &environment);
+    let ticket = sender.expect("ticket", UP, |line| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        event["ticket"].as_str().map(str::to_owned)
+    });
+    bench.fails(&send, &environment);
+    bench.fails(&["recv", "--yes", "--to", to.to_str().unwrap(), &ticket], &[]);
+    bench.record(sender);
+}
+
 /// Runs two sides that find no path with these options.
 fn assert_no_path(bench: &Bench, theirs: &str, ours: &str) {
     let (_listener, ticket) = bench.listener("", &[theirs]);
@@ -308,6 +348,7 @@ fn every_error_of_the_table_is_caused_or_named_as_an_exception() {
         calls,
         silent_gateway,
         silent_server,
+        files,
         |bench| assert_no_path(bench, "--relay-only", "--relay-only"),
         |bench| assert_no_path(bench, "--no-relay", "--relay-only"),
         |bench| assert_no_path(bench, "--relay-only", "--no-relay"),

@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
 use upnp::UpnpRouter;
+use upnp_message::ActionError;
 
 #[cfg(feature = "cli")]
 pub(super) use probe::probe;
@@ -144,6 +145,8 @@ struct Lease {
     nonce: [u8; 12],
     /// The number of the pinhole by UPnP.
     pinhole: Option<u16>,
+    /// The request that opens the pinhole, until its response was read.
+    opening: Option<JoinHandle<Result<String, ActionError>>>,
     /// What is offered to the other side; a pinhole of a firewall has no address of its own.
     external: Option<SocketAddr>,
     /// The router has granted it, and it is of use.
@@ -170,7 +173,7 @@ impl Router {
         }
     }
 
-    async fn unmap(&self, lease: &Lease) {
+    async fn unmap(&self, lease: &mut Lease) {
         match self {
             Self::Pcp(router) => router.unmap(lease).await,
             Self::Upnp(router) => router.unmap(lease).await,
@@ -322,7 +325,7 @@ impl MapperTask {
         while let Some(index) = self.leases.iter().position(&is_needless) {
             // It is removed only then: whoever is interrupted deletes it again.
             if let Some(router) = &self.router {
-                router.unmap(&self.leases[index]).await;
+                router.unmap(&mut self.leases[index]).await;
             }
             let lease = self.leases.remove(index);
             if lease.external.is_some() {
@@ -339,6 +342,7 @@ impl Lease {
             external_port: wanted.internal.port(),
             nonce: rand::random(),
             pinhole: None,
+            opening: None,
             external: None,
             is_useful: false,
             renew_at: time::now().mono,

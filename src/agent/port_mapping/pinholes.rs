@@ -61,6 +61,18 @@ pub(super) async fn search(gateway: Gateway, local: IpAddr) -> Option<FirewallRo
     None
 }
 
+/// Waits for the response to the request that opens the pinhole, if one is on its way.
+async fn finish_opening(lease: &mut Lease) {
+    let Some(opening) = &mut lease.opening else { return };
+    let response = opening.await;
+    lease.opening = None;
+    match response {
+        Ok(Ok(body)) => lease.pinhole = upnp_message::pinhole_id(&body),
+        Ok(Err(error)) => tracing::debug!(?error, "the router opens no pinhole"),
+        Err(_) => {}
+    }
+}
+
 /// Returns whether an address is in the same network of 64 bits.
 fn is_on_link(own: Ipv6Addr, ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.segments()[..4] == own.segments()[..4])
@@ -82,6 +94,7 @@ impl FirewallRouter {
     pub(super) async fn map(&self, lease: &mut Lease, lifetime: Duration) -> Option<(SocketAddr, Duration)> {
         let (protocol, internal) = (lease.wanted.protocol, lease.wanted.internal);
         let (local, lifetime) = (internal.ip(), lifetime.min(MAX_LIFETIME));
+        finish_opening(lease).await;
         if let Some(id) = lease.pinhole {
             match self.act(local, &Action::UpdatePinhole { id, lifetime }).await {
                 Ok(_) => return Some((internal, lifetime)),
@@ -90,20 +103,16 @@ impl FirewallRouter {
                 Err(ActionError::Malformed) => return None,
             }
         }
-        match self.act(local, &Action::AddPinhole { protocol, internal, lifetime }).await {
-            Ok(body) => {
-                lease.pinhole = Some(upnp_message::pinhole_id(&body)?);
-                Some((internal, lifetime))
-            }
-            Err(error) => {
-                tracing::debug!(?error, "the router opens no pinhole");
-                None
-            }
-        }
+        // Only its response names the pinhole: who is interrupted here reads it later.
+        let (service, action) = (self.service.clone(), Action::AddPinhole { protocol, internal, lifetime });
+        lease.opening = Some(tokio::spawn(async move { upnp::act(&service, local, &action).await }));
+        finish_opening(lease).await;
+        lease.pinhole.map(|_| (internal, lifetime))
     }
 
     /// Closes the pinhole of a lease.
-    pub(super) async fn unmap(&self, lease: &Lease) {
+    pub(super) async fn unmap(&self, lease: &mut Lease) {
+        finish_opening(lease).await;
         if let Some(id) = lease.pinhole {
             let _ = self.act(lease.wanted.internal.ip(), &Action::DeletePinhole { id }).await;
         }

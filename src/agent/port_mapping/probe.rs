@@ -57,7 +57,7 @@ async fn support(
     let mut lease = Lease::new(WantedMapping { protocol: MappedProtocol::Udp, internal }, permit);
     let mapped = timeout_at(deadline.into(), map(&router, &mut lease)).await.ok();
     if !matches!(mapped, Some(PortMappingSupport::Refuses)) {
-        let _ = timeout_at((time::runtime() + DELETE_TIME).into(), router.unmap(&lease)).await;
+        let _ = timeout_at((time::runtime() + DELETE_TIME).into(), router.unmap(&mut lease)).await;
     }
     mapped.unwrap_or(PortMappingSupport::Refuses)
 }

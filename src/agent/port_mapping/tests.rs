@@ -89,7 +89,7 @@ async fn a_pinhole_is_opened_renewed_opened_again_if_it_is_forgotten_and_closed(
         let opened = router.map(&mut lease).await;
         assert_eq!((opened, lease.pinhole), (Some(("[::1]:4000".parse().unwrap(), LIFETIME)), Some(id)));
     }
-    router.unmap(&lease).await;
+    router.unmap(&mut lease).await;
     let actions: Vec<String> = std::iter::from_fn(|| requests_rx.try_recv().ok()).collect();
     assert_eq!(actions, ["AddPinhole", "UpdatePinhole", "AddPinhole", "UpdatePinhole", "DeletePinhole"]);
 }
